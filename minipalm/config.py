@@ -1,0 +1,226 @@
+"""Every size and every dial, as data: four presets of one pipeline."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class PaLMConfig:
+    """The shape of a network."""
+
+    vocab_size: int  # V, filled in from the tokenizer
+    dim: int  # D, width of the residual stream
+    depth: int  # number of blocks
+    heads: int  # H, query heads
+    head_dim: int  # K, width of a head; even
+    kv_heads: int = 1  # G, key/value heads: 1 multi-query, H multi-head
+    ff_mult: int = 4  # feed-forward width M = ff_mult · D
+    rope_base: float = 10_000.0
+    embed_std: float = 0.1  # see PaLM; smoothest at toy size of 0.02, 0.1 and 1
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads must be a multiple of kv_heads, so that each key/value head "
+                f"serves as many query heads (got {self.heads} and {self.kv_heads})"
+            )
+
+    @property
+    def ff_dim(self) -> int:
+        """M, the feed-forward width."""
+        return self.ff_mult * self.dim
+
+    @property
+    def qkv_dim(self) -> int:
+        """Columns of the projection to queries, keys and values: (H + 2G)·K."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One AdamW run: how many steps, of what size."""
+
+    steps: int
+    batch_size: int  # rows a step
+    lr: float  # at the peak
+    warmup: float = 0.05  # share of the steps in which lr rises from 0
+    final_lr: float = 0.1  # share of the peak that the cosine ends at
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0  # largest norm of the gradient, all weights together
+    micro_batch: int = 0  # rows a backward pass; 0: the whole batch at once
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How the reward model is trained and read."""
+
+    optim: OptimConfig
+    pairs: int  # comparisons to train on, where the notebook makes them
+    heldout_pairs: int  # further ones to measure accuracy on
+    pooling: str = "mean"  # of the tokens' scores: "mean" or "last"
+    margin: float = 0.0  # by how much the better answer must win
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al. 2017) for language."""
+
+    iterations: int
+    batch_size: int  # answers an iteration
+    minibatch_size: int
+    epochs: int  # passes over an iteration's answers
+    policy_lr: float
+    value_lr: float
+    warmup: float = 0.05
+    final_lr: float = 0.1
+    gamma: float = 1.0  # no discount: an answer is short
+    lam: float = 0.95  # λ of GAE
+    clip: float = 0.2  # ε of the policy's ratio
+    value_clip: float = 0.2  # in units of the normalised reward
+    entropy_coef: float = 0.0  # per nat
+    kl_coefs: tuple[float, ...] = (0.1,)  # β, reward units a nat; one run each, and the
+    # first is the one that is kept; the others are for comparison
+    kl_target: float | None = None  # nats a response; None: β stays fixed
+    kl_horizon: int = 10_000  # episodes over which an adaptive β moves
+    stop_kl: float | None = None  # nats a token from the old policy; ends the epochs
+    missing_eos_penalty: float = 1.0  # subtracted from the score of an unfinished answer
+    temperature: float = 1.0  # of sampling and of every log-probability
+    grad_clip: float = 1.0  # each network on its own
+    adam_eps: float = 1e-5
+    micro_batch: int = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of the whole pipeline."""
+
+    tokenizer: str  # "word" or "bpe"
+    vocab_size: int  # merges stop here ("bpe"); upper limit ("word")
+    window: int  # tokens of a training row
+    max_prompt: int  # P, tokens of a prompt with its <bos>
+    max_response: int  # T, tokens of an answer with its <eos>
+    policy: PaLMConfig
+    reward_trunk: PaLMConfig  # of reward model and critic; smaller than the policy
+    pretrain: OptimConfig
+    sft: OptimConfig
+    reward: RewardConfig
+    ppo: PPOConfig
+    eval_samples: int  # answers a policy is judged by, per split of the prompts
+    checkpoint_every: int = 100  # steps; PPO: iterations are 10 steps
+
+
+TOY = Preset(
+    tokenizer="word",
+    vocab_size=144,
+    window=72,
+    max_prompt=9,
+    max_response=26,
+    policy=PaLMConfig(0, dim=48, depth=2, heads=3, head_dim=16),
+    reward_trunk=PaLMConfig(0, dim=32, depth=2, heads=2, head_dim=16),
+    pretrain=OptimConfig(steps=150, batch_size=32, lr=1e-2),
+    sft=OptimConfig(steps=300, batch_size=24, lr=7e-3),
+    reward=RewardConfig(
+        OptimConfig(steps=94, batch_size=64, lr=8e-3, weight_decay=0.1),
+        pairs=3000,
+        heldout_pairs=1000,
+    ),
+    ppo=PPOConfig(
+        iterations=36,
+        batch_size=128,
+        minibatch_size=64,
+        epochs=2,
+        policy_lr=1.4e-3,
+        value_lr=2e-3,
+        kl_coefs=(0.1, 0.0),
+    ),
+    eval_samples=512,
+)
+
+SMOKE = replace(
+    TOY,
+    pretrain=replace(TOY.pretrain, steps=6),
+    sft=replace(TOY.sft, steps=6),
+    reward=replace(
+        TOY.reward,
+        optim=replace(TOY.reward.optim, steps=4, batch_size=16),
+        pairs=64,
+        heldout_pairs=32,
+    ),
+    ppo=replace(TOY.ppo, iterations=2, batch_size=16, minibatch_size=8),
+    eval_samples=16,
+    checkpoint_every=2,
+)
+
+SMALL = Preset(
+    tokenizer="bpe",
+    vocab_size=8_192,
+    window=512,
+    max_prompt=64,
+    max_response=64,
+    policy=PaLMConfig(0, dim=768, depth=14, heads=12, head_dim=64, embed_std=0.02),
+    reward_trunk=PaLMConfig(0, dim=512, depth=8, heads=8, head_dim=64, embed_std=0.02),
+    pretrain=OptimConfig(steps=2_000, batch_size=64, lr=6e-4, micro_batch=8),
+    sft=OptimConfig(steps=500, batch_size=32, lr=1e-4, micro_batch=8),
+    reward=RewardConfig(
+        OptimConfig(steps=200, batch_size=64, lr=5e-5, micro_batch=8),
+        pairs=12_800,
+        heldout_pairs=1_000,
+        pooling="last",
+    ),
+    ppo=PPOConfig(
+        iterations=200,
+        batch_size=128,
+        minibatch_size=32,
+        epochs=2,
+        policy_lr=1e-5,
+        value_lr=2e-5,
+        kl_coefs=(0.05,),
+        micro_batch=8,
+    ),
+    eval_samples=512,
+)
+
+FULL = Preset(
+    tokenizer="bpe",
+    vocab_size=32_768,
+    window=2_048,
+    max_prompt=128,
+    max_response=128,
+    policy=PaLMConfig(0, dim=4096, depth=32, heads=16, head_dim=64, embed_std=0.02),
+    reward_trunk=PaLMConfig(
+        0, dim=2048, depth=24, heads=16, head_dim=64, embed_std=0.02
+    ),
+    pretrain=OptimConfig(steps=20_000, batch_size=256, lr=3e-4, micro_batch=4),
+    sft=OptimConfig(steps=1_000, batch_size=64, lr=1e-5, micro_batch=4),
+    reward=RewardConfig(
+        OptimConfig(steps=800, batch_size=64, lr=9e-6, micro_batch=16),
+        pairs=51_200,
+        heldout_pairs=2_000,
+        pooling="last",
+    ),
+    ppo=PPOConfig(
+        iterations=500,
+        batch_size=256,
+        minibatch_size=64,
+        epochs=1,
+        policy_lr=1e-6,
+        value_lr=5e-6,
+        kl_coefs=(0.05,),
+        micro_batch=32,
+    ),
+    eval_samples=512,
+)
+
+PRESETS = {"smoke": SMOKE, "toy": TOY, "small": SMALL, "full": FULL}
+
+
+def get_preset(scale: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    if scale not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise ValueError(f"scale must be one of {known} (got {scale!r})")
+    return PRESETS[scale]

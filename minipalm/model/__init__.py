@@ -1,0 +1,1 @@
+"""The network: RoPE, attention, SwiGLU, the block, PaLM, and sampling from it."""

@@ -1,0 +1,117 @@
+"""The transformer block, in parallel as in PaLM, and in series as elsewhere."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from minipalm.config import PaLMConfig
+from minipalm.model.attention import attention
+from minipalm.model.cache import KVCache
+from minipalm.model.rope import rotate
+from minipalm.model.swiglu import swiglu
+
+Rotations = tuple[Float[Tensor, "#B 1 T half"], Float[Tensor, "#B 1 T half"]]
+
+
+def split_heads(
+    qkv: Float[Tensor, "B T C"], config: PaLMConfig, rope: Rotations
+) -> tuple[
+    Float[Tensor, "B H T K"], Float[Tensor, "B G T K"], Float[Tensor, "B G T K"]
+]:
+    """Cut C = (H + 2G)·K columns into rotated queries, rotated keys, and values."""
+    H, G, K = config.heads, config.kv_heads, config.head_dim
+    heads = qkv.unflatten(-1, (H + 2 * G, K)).transpose(1, 2)
+    rotated = rotate(heads[:, : H + G], *rope)  # queries and keys in one go
+    return rotated[:, :H], rotated[:, H:], heads[:, H + G :]
+
+
+class ParallelBlock(nn.Module):
+    """x + attention(norm(x)) + swiglu(norm(x)): one norm, one input projection.
+
+    Attention and feed-forward read the same normalised input, so that their five
+    projections are one matrix product: q | k | v | gate | up.
+
+    Source: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), section 2, "Parallel
+    Layers"; no biases, as in "No Biases" there.
+    """
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, M = config.dim, config.ff_dim
+        self.widths = [config.qkv_dim, M, M]
+        self.norm = nn.LayerNorm(D, bias=False)
+        self.w_in = nn.Linear(D, sum(self.widths), bias=False)
+        self.w_attention = nn.Linear(config.heads * config.head_dim, D, bias=False)
+        self.w_feedforward = nn.Linear(M, D, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        rope: Rotations,
+        mask: Bool[Tensor, "B T S"] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "B T D"]:
+        """Args: x, the residual stream; rope and mask as for `attention`; cache, where
+        given, holds the keys and values of earlier tokens, by layer."""
+        qkv, gate, up = self.w_in(self.norm(x)).split(self.widths, dim=-1)
+        q, k, v = split_heads(qkv, self.config, rope)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        heads = attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        return x + self.w_attention(heads) + self.w_feedforward(swiglu(gate, up))
+
+
+class SerialBlock(nn.Module):
+    """y = x + attention(norm(x)); y + swiglu(norm'(y)): the feed-forward layer waits.
+
+    The twin of ParallelBlock with the same projections and one norm more.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1, with the norm before
+    each layer (Xiong et al. 2020, arXiv 2002.04745).
+    """
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, M = config.dim, config.ff_dim
+        self.attention_norm = nn.LayerNorm(D, bias=False)
+        self.w_qkv = nn.Linear(D, config.qkv_dim, bias=False)
+        self.w_attention = nn.Linear(config.heads * config.head_dim, D, bias=False)
+        self.feedforward_norm = nn.LayerNorm(D, bias=False)
+        self.w_gate_up = nn.Linear(D, 2 * M, bias=False)
+        self.w_feedforward = nn.Linear(M, D, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        rope: Rotations,
+        mask: Bool[Tensor, "B T S"] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "B T D"]:
+        """The arguments of ParallelBlock."""
+        q, k, v = split_heads(self.w_qkv(self.attention_norm(x)), self.config, rope)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        x = x + self.w_attention(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        gate, up = self.w_gate_up(self.feedforward_norm(x)).chunk(2, dim=-1)
+        return x + self.w_feedforward(swiglu(gate, up))
+
+
+@torch.no_grad()
+def init_block(
+    block: nn.Module, depth: int, generator: torch.Generator | None
+) -> None:
+    """Draw a block's matrices from N(0, 1/fan_in); those that write to the residual
+    stream are divided by √depth besides, so that the sum over layers keeps its size.
+    """
+    for name, weight in block.named_parameters():
+        if weight.dim() == 2:
+            std = 1 / math.sqrt(weight.shape[1])
+            if name.startswith(("w_attention", "w_feedforward")):
+                std /= math.sqrt(depth)
+            weight.normal_(0.0, std, generator=generator)
