@@ -1,0 +1,229 @@
+"""Run one notebook as a batch job.
+
+    python -m minipalm.spmd solutions/06_palm.ipynb runs/a/06_palm.ipynb -p scale toy
+
+papermill puts the parameters behind the notebook's own, runs its cells in order and
+saves OUTPUT every few seconds. What the cells print is shown as it comes. The exit
+status is 0 when every cell ran; otherwise one line says why, and OUTPUT holds
+everything up to the cell that failed.
+
+Under torchrun every rank runs the same notebook: rank 0 writes OUTPUT and shows what it
+prints, rank k writes OUTPUT's name with .rank-k in it.
+"""
+
+import argparse
+import ast
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+# Optional to Jupyter; compiles a grammar when imported, which takes 3 s of CPU time.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+CLASSROOM = "classroom"  # tag of a cell that only teaches: batch runs leave it out
+
+
+def known_parameters(notebook: Path) -> dict[str, Any]:
+    """The names and defaults that the notebook's cell tagged `parameters` sets.
+
+    Raises ValueError if the notebook is missing, is no notebook, or has no such cell.
+    """
+    try:
+        cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{notebook}: cannot read the notebook ({reason})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{notebook}: this is not a Jupyter notebook") from error
+    for cell in cells:
+        if "parameters" in cell["metadata"].get("tags", []):
+            return {
+                target.id: ast.literal_eval(line.value)
+                for line in ast.parse("".join(cell["source"])).body
+                if isinstance(line, ast.Assign)
+                for target in line.targets
+                if isinstance(target, ast.Name)
+            }
+    raise ValueError(f"{notebook}: no cell is tagged `parameters`")
+
+
+def parse_parameters(
+    known: dict[str, Any], given: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """The values of given, read as YAML, for names that the notebook knows.
+
+    >>> parse_parameters({"seed": 0, "lr": 0.1}, [("seed", "3"), ("lr", "1e-4")])
+    {'seed': 3, 'lr': 0.0001}
+    """
+    import yaml
+
+    values = {}
+    for name, text in given:
+        if name not in known:
+            raise ValueError(
+                f"the notebook has no parameter {name!r}; it has {', '.join(known)}"
+            )
+        try:
+            values[name] = yaml.safe_load(text)
+            if isinstance(known[name], float):  # YAML takes 1e-4 for a word
+                values[name] = float(values[name])
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise ValueError(f"-p {name}: cannot read {text!r} as a value") from error
+    return values
+
+
+def write_kernelspec(folder: Path) -> str:
+    """Describe this very Python as a kernel, and return the kernel's name.
+
+    A user may have registered any program as `python3`; nobody else has this name.
+    """
+    name = "minipalm-this-python"
+    spec = folder / "kernels" / name / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    launch = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
+    text = {
+        "argv": [*launch, "-f", "{connection_file}"],
+        "display_name": name,
+        "language": "python",
+    }
+    spec.write_text(json.dumps(text), "utf-8")
+    return name
+
+
+def execute(
+    notebook: Path, output: Path, values: dict[str, Any], **options: Any
+) -> None:
+    """Run the notebook by papermill in a kernel of this Python, saving into output."""
+    with tempfile.TemporaryDirectory("", "nb", ignore_cleanup_errors=True) as private:
+        # Private, on a local disk, before Jupyter is imported: runs side by side
+        # cannot meet.
+        os.environ["JUPYTER_RUNTIME_DIR"] = private
+        os.environ["JUPYTER_PATH"] = private
+        kernel = write_kernelspec(Path(private))
+        import papermill
+        from traitlets.config import Config
+
+        config = Config()
+        if os.name != "nt" and len(private) < 80:  # a socket's path has 107 bytes
+            # Sockets are files: no race for ports, nothing to reach from outside.
+            config.KernelManager.transport = "ipc"
+            config.KernelManager.ip = f"{private}/k"
+        papermill.execute_notebook(
+            papermill_path(notebook),
+            papermill_path(output),
+            values,
+            kernel_name=kernel,
+            progress_bar=False,  # the cells draw their own
+            autosave_cell_every=5,
+            start_timeout=180,
+            coalesce_streams=True,  # a bar of 300 steps is one output, not 300
+            shutdown_kernel="immediate",  # or ranks that wait for a dead one linger
+            config=config,
+            **options,
+        )
+
+
+def papermill_path(path: Path) -> str:
+    """papermill fills parameters into paths, so braces in a path need doubling."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def reason(error: BaseException) -> str:
+    """One line for an exception: the failing cell's own error where there is one."""
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, SystemExit):
+        return f"stopped by {signal.Signals(int(error.code or 0) - 128).name}"
+    if isinstance(error, PapermillExecutionError):
+        message = " ".join(str(error.evalue).split())
+        return f"cell [{error.exec_count}]: {error.ename}: {message}"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1]}"
+
+
+def stop_on_signals() -> None:
+    """Turn Ctrl-C, SIGTERM and a closed terminal into SystemExit(128 + signal).
+
+    So the notebook is saved and the kernel ended on the way out. Kernels live in a
+    session of their own: no signal of a terminal or a batch system reaches them.
+    """
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):
+        signals.append(signal.SIGHUP)
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        for each in signals:  # once is enough: saving must not be cut short
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for each in signals:
+        signal.signal(each, stop)
+
+
+def die_with_parent() -> None:
+    """Receive SIGTERM when the parent dies, even by kill -9 (Linux has this)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m minipalm.spmd", description="Run one notebook as a batch job."
+    )
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebook; VALUE is read as YAML",
+    )
+    parser.add_argument(
+        f"--{CLASSROOM}",
+        action="store_true",
+        help=f"run also the cells tagged {CLASSROOM}, which only teach",
+    )
+    parser.add_argument(
+        "--with-parent",
+        action="store_true",
+        help="stop when the process that started this one dies (Linux)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        values = parse_parameters(known_parameters(args.notebook), args.p)
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+    rank = int(os.environ.get("RANK", 0))
+    output = args.output.with_suffix(f".rank-{rank}.ipynb") if rank else args.output
+    options: dict[str, Any] = {}
+    if not args.classroom:
+        options.update(skip_cells_with_tag=CLASSROOM)
+    if rank == 0:
+        options.update(stdout_file=sys.stdout, stderr_file=sys.stderr)
+    if args.with_parent or "RANK" in os.environ:
+        die_with_parent()
+    stop_on_signals()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.unlink(missing_ok=True)
+        execute(args.notebook, output, values, **options)
+    except BaseException as error:
+        who = f"[rank {rank}] " if "RANK" in os.environ else ""
+        kept = f" (partial notebook: {output})" if output.exists() else ""
+        print(f"\n{who}{reason(error)}{kept}", file=sys.stderr, flush=True)
+        return int(error.code or 0) if isinstance(error, SystemExit) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
