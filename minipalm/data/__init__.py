@@ -1,0 +1,11 @@
+"""Text in, tokens out: the toy world TinyTales, tokenizers, JSON-lines files.
+
+In reading order:
+`lexicon`    the 141 words of TinyTales, its prompts, the six held-out pairs
+`tinytales`  the authors: a small grammar with slots, and the slips they make
+`gold`       the reward that plays the human: five parts, and a noisy labeller
+`make`       writes the files of `data/`, the same bytes each time; `card` their card
+`bpe`        byte pairs: which pieces of text to glue together
+`tokenizer`  text to ids and back, by words or by byte pairs
+`datasets`   reads JSON-lines files, yours too, and says what is wrong with them
+"""

@@ -1,0 +1,224 @@
+"""Read JSON-lines files: one JSON object a line, TinyTales' files or your own.
+
+Every record remembers where it came from ("data/text.jsonl:17"), so that whoever
+finds it wrong later can say which line to mend. Fields beyond those named here are
+ignored, blank lines and the byte-order mark that some editors write are skipped.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minipalm.data.tokenizer import Tokenizer
+
+
+class DataError(ValueError):
+    """What is wrong with a file, at which line, and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+    source: str  # "path:line"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    prompt: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    prompt: str
+    response: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    prompt: str
+    chosen: str
+    rejected: str
+    source: str
+
+
+def read_texts(path: str | Path) -> list[Text]:
+    """Lines such as `{"text": "the fox slept ."}`; raises DataError."""
+    return [Text(*fields) for fields in _read(path, "text")]
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Lines such as `{"prompt": "sad story about the fox :"}`; raises DataError."""
+    return [Prompt(*fields) for fields in _read(path, "prompt")]
+
+
+def read_demonstrations(path: str | Path) -> list[Demonstration]:
+    """Lines `{"prompt": ..., "response": ...}`; raises DataError."""
+    return [Demonstration(*fields) for fields in _read(path, "prompt", "response")]
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    """Lines `{"prompt": ..., "chosen": ..., "rejected": ...}`; raises DataError."""
+    preferences = []
+    for fields in _read(path, "prompt", "chosen", "rejected"):
+        preference = Preference(*fields)
+        if preference.chosen == preference.rejected:
+            raise DataError(
+                f"{preference.source}: fields 'chosen' and 'rejected': expected two"
+                f" different responses, got {_short(preference.chosen)} twice;"
+                " remove the line"
+            )
+        preferences.append(preference)
+    return preferences
+
+
+# --- lengths, in tokens -------------------------------------------------------------
+
+
+def check_prompt_lengths(
+    records: Iterable[Prompt | Demonstration | Preference],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+) -> None:
+    """Raise DataError at the first prompt that, with <bos>, is over max_tokens."""
+    for record in records:
+        tokens = 1 + _count(record.prompt, "prompt", record.source, tokenizer)
+        if tokens > max_tokens:
+            raise _too_long(record.source, "prompt", tokens, max_tokens)
+
+
+def check_window(
+    records: Iterable[Text | Prompt | Demonstration | Preference],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+) -> None:
+    """Raise DataError at the first record that is over max_tokens in one piece.
+
+    A piece is <bos>, the prompt if there is one, a text or response, and <eos>; a
+    preference has two.
+    """
+    for record in records:
+        fields = [name for name in record.__slots__ if name != "source"]
+        tokens = {
+            name: _count(getattr(record, name), name, record.source, tokenizer)
+            for name in fields
+        }
+        prompt = tokens.pop("prompt", 0)
+        for name, response in tokens.items():
+            if 1 + prompt + response + 1 > max_tokens:
+                where = f"prompt' and '{name}" if prompt else name
+                raise _too_long(record.source, where, prompt + response + 2, max_tokens)
+        if 1 + prompt > max_tokens:
+            raise _too_long(record.source, "prompt", 1 + prompt, max_tokens)
+
+
+def _count(text: str, field: str, source: str, tokenizer: Tokenizer) -> int:
+    try:
+        return len(tokenizer.encode(text))
+    except ValueError as error:  # a word that the tokenizer does not know
+        raise DataError(f"{source}: field '{field}': {error}") from None
+
+
+def _too_long(source: str, field: str, tokens: int, max_tokens: int) -> DataError:
+    return DataError(
+        f"{source}: field '{field}': expected at most {max_tokens} tokens, special ones"
+        f" counted, got {tokens}; shorten it, remove the line or choose a scale with"
+        " a longer window"
+    )
+
+
+# --- lines --------------------------------------------------------------------------
+
+
+def _read(path: str | Path, *fields: str) -> Iterator[tuple[str, ...]]:
+    """The named fields of each line, with "path:line" behind them."""
+    number_read = 0
+    for source, line in _lines(Path(path)):
+        yield (*_fields(line, fields, source), source)
+        number_read += 1
+    if not number_read:
+        example = json.dumps(dict.fromkeys(fields, "..."))
+        raise DataError(
+            f"{path}: expected a JSON object on each line, such as {example},"
+            " got an empty file; put at least one line in it"
+        )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("path:line", line) for each line that is not blank."""
+    try:
+        file = path.open("rb")  # bytes: a line that is not UTF-8 can then be named
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected a JSON-lines file, got: {error.strerror};"
+            " correct the path, or make TinyTales' files with"
+            " `python -m minipalm.data.make --out data`"
+        ) from None
+    with file:
+        for number, raw in enumerate(file, start=1):
+            source = f"{path}:{number}"
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{source}: expected UTF-8, got the byte"
+                    f" 0x{raw[error.start]:02x} at position {error.start + 1};"
+                    " save the file as UTF-8"
+                ) from None
+            if line.strip():
+                yield source, line
+
+
+def _fields(line: str, fields: Sequence[str], source: str) -> list[str]:
+    """The values of the fields in one line, each a string that is not blank."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = str(error).split(": line 1")[0]  # it cannot know the line of the file
+        raise DataError(
+            f"{source}: expected a JSON object on one line, got {_short(line.strip())}"
+            f" ({why}); mend the line or remove it"
+        ) from None
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{source}: expected a JSON object with {_names(fields)},"
+            f" got {_kind(content)}; write it as {{...}}"
+        )
+    values = []
+    for field in fields:
+        if field not in content:
+            raise DataError(
+                f"{source}: field '{field}': expected {_names(fields)},"
+                f" got {_names(content) or 'no field'}; add or rename the field"
+            )
+        value = content[field]
+        if not isinstance(value, str):
+            raise DataError(
+                f"{source}: field '{field}': expected a string,"
+                f" got {_kind(value)} {_short(value)}; put it in quotes"
+            )
+        if not value.strip():
+            raise DataError(
+                f"{source}: field '{field}': expected some text, got {value!r};"
+                " fill it in or remove the line"
+            )
+        values.append(value)
+    return values
+
+
+def _kind(value: object) -> str:
+    """The JSON word for a value's type."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    names |= {int: "a number", float: "a number", type(None): "null:"}
+    return names[type(value)]
+
+
+def _names(fields: Iterable[str]) -> str:
+    return ", ".join(f"'{field}'" for field in fields)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
