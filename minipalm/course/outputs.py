@@ -1,0 +1,78 @@
+"""Run the solutions, and keep in them what their cells print and draw."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from minipalm.course import ROOT
+from minipalm.spmd import known_parameters
+
+STORED = ("text/plain", "text/html", "text/markdown", "image/png", "image/svg+xml")
+LARGEST = 60_000  # characters of one output; a PNG is stored as base64
+
+
+def storable(cell: NotebookNode) -> tuple[list[NotebookNode], list[str]]:
+    """A cell's outputs worth committing, and a line for each one too large for that.
+
+    What went to stderr is left out: progress bars and warnings differ at every run.
+    """
+    keep, large = [], []
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            parts = {} if output.name == "stderr" else {"text": output.text}
+        else:
+            parts = {k: v for k, v in output.get("data", {}).items() if k in STORED}
+            output.data, output.metadata = parts, {}
+        size = max((len(part) for part in parts.values()), default=0)
+        if size > LARGEST:
+            large.append(f"{size // 1000} kB, at most {LARGEST // 1000} are kept")
+        elif parts:
+            keep.append(output)
+    return keep, large
+
+
+def store(executed: Path, solution: Path) -> list[str]:
+    """Copy the outputs of an executed notebook into its solution, cell by cell.
+
+    Returns a line for each output that was too large to keep.
+    """
+    ran = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
+    notebook, lines, count = nbformat.read(solution, 4), [], 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            count += 1
+            cell.outputs, large = storable(ran[cell.id])
+            cell.execution_count = count  # papermill counted its own cell, too
+            lines += [f"{solution.name}, code cell [{count}]: {each}" for each in large]
+    text = nbformat.writes(notebook) + "\n"
+    solution.write_text(text, "utf-8", newline="\n")
+    return lines
+
+
+def refresh(solutions: list[Path]) -> int:
+    """Execute notebooks in order at toy scale and store what they show.
+
+    Their stages start afresh in runs/lessons; what stages before them need is taken
+    from there. Returns 0, or 1 if a cell failed or an output was too large.
+    """
+    out, status = Path("runs/lessons"), 0
+    given = {"scale": "toy", "seed": "0", "out": out.as_posix()}
+    for solution in solutions:
+        print(f"running {solution.name}", flush=True)
+        stage = out / solution.stem
+        shutil.rmtree(ROOT / stage, ignore_errors=True)
+        command = [sys.executable, "-m", "minipalm.spmd", "--classroom"]
+        for name in known_parameters(solution):
+            if name in given:
+                command += ["-p", name, given[name]]
+        command += [str(solution), str(stage / solution.name)]
+        if subprocess.run(command, cwd=ROOT).returncode:
+            return 1
+        for line in store(ROOT / stage / solution.name, solution):
+            print(f"not kept: {line}", file=sys.stderr)
+            status = 1
+    return status

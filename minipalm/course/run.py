@@ -1,0 +1,231 @@
+"""Run the pipeline: its stages in order, each a notebook in a process of its own.
+
+    ./course run --scale toy --seed 0 --out runs/toy
+
+A stage writes into its folder {out}/{stage}, done.json last. Here we keep stage.json
+beside it: what the stage was made from. A stage is skipped if it is done and was made
+from the same scale, seed, input files, code and earlier stages; it is resumed if it was
+made from the same and is not done; otherwise it is made again.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minipalm.config import get_preset
+from minipalm.course import ROOT
+from minipalm.course.lock import lock
+from minipalm.spmd import known_parameters, stop_on_signals
+
+STAGES = ("06_palm", "07_sft", "08_reward_model", "11_ppo", "12_evaluation")
+SMALL = ("smoke", "toy")  # one thread: more of them only wait for each other
+
+
+class Spent(NamedTuple):
+    status: int
+    wall: float  # seconds
+    cpu: float  # seconds of the process, its kernel and their threads
+
+
+def find_inputs(notebook: Path, data: Path | None) -> dict[str, Path]:
+    """The notebook's parameters that are files, and where each file is.
+
+    data: a folder to take them from, by the file names of the notebook's defaults.
+    Raises ValueError if there is no such file.
+    """
+    files = {}
+    for name, default in known_parameters(notebook).items():
+        if name == "out" or not isinstance(default, str) or not Path(default).suffix:
+            continue
+        path = data / Path(default).name if data else ROOT / default
+        if not path.is_file():
+            raise ValueError(
+                f"{notebook.stem} needs {name} = {path}, and there is no such file.\n"
+                f"Make one by: python -m minipalm.data.make --out {path.parent}"
+            )
+        files[name] = path
+    return files
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def code_digest(notebook: Path) -> str:
+    """A hash of what the notebook computes: its code, not its prose or outputs."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one if the file is missing or broken."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def prepare(folder: Path, made_from: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the stage in folder is complete, and the name of its run.
+
+    A folder that was made from something else is emptied. The run's name stays the same
+    when a stage is resumed and changes when it is made again; the stages after it
+    count it among what they are made from.
+    """
+    record = read_json(folder / "stage.json")
+    name = str(record.pop("run", ""))
+    if name and record == made_from:
+        done = read_json(folder / "done.json")
+        same = all(done.get(key) == made_from[key] for key in ("scale", "seed"))
+        return bool(done) and same, name
+    if folder.exists():
+        print(f"{folder.name}: was made from something else; making it again")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    name = uuid.uuid4().hex
+    text = json.dumps({**made_from, "run": name}, indent=1)
+    (folder / "stage.json").write_text(text + "\n", "utf-8")
+    return False, name
+
+
+def execute(
+    notebook: Path, output: Path, values: dict[str, Any], keep_open: int
+) -> Spent:
+    """Run a notebook in a process of its own; if we are stopped, stop it first.
+
+    keep_open: the descriptor of a lock that the process shall hold as well.
+    """
+    command = [sys.executable, "-m", "minipalm.spmd", "--with-parent"]
+    for name, value in values.items():
+        command += ["-p", name, json.dumps(value)]  # JSON is YAML
+    command += [str(notebook), str(output)]
+    env = dict(os.environ)
+    if values["scale"] in SMALL:
+        env.setdefault("OMP_NUM_THREADS", "1")
+    shared = () if os.name == "nt" else (keep_open,)
+    begin = time.monotonic()
+    child = subprocess.Popen(command, cwd=ROOT, env=env, pass_fds=shared)
+    try:
+        if sys.platform == "win32":
+            return Spent(child.wait(), time.monotonic() - begin, float("nan"))
+        _, code, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(code)
+        cpu = usage.ru_utime + usage.ru_stime
+        return Spent(child.returncode, time.monotonic() - begin, cpu)
+    except BaseException:
+        if child.returncode is None:
+            child.terminate()
+            try:
+                child.wait(15)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        raise
+
+
+def run_stage(
+    notebook: Path,
+    args: argparse.Namespace,
+    files: dict[str, Path],
+    after: dict[str, str],
+    keep_open: int,
+) -> Spent:
+    """Run a stage unless it is complete, say so, and enter its run into `after`."""
+    stage, folder = notebook.stem, args.out / notebook.stem
+    made_from = {
+        "scale": args.scale,
+        "seed": args.seed,
+        "inputs": {name: digest(path) for name, path in files.items()},
+        "code": code_digest(notebook),
+        "after": dict(after),
+    }
+    complete, after[stage] = prepare(folder, made_from)
+    if complete:
+        print(f"{stage}: complete", flush=True)
+        return Spent(0, 0.0, 0.0)
+    print(f"{stage}: into {shown(folder)}", flush=True)
+    values = {"scale": args.scale, "seed": args.seed, "out": shown(args.out)}
+    values |= {name: shown(path) for name, path in files.items()}
+    spent = execute(notebook, folder / notebook.name, values, keep_open)
+    if spent.status == 0 and not read_json(folder / "done.json"):
+        print(f"{notebook.name} ran to its end without done.json", file=sys.stderr)
+        spent = spent._replace(status=1)
+    if spent.status == 0:
+        print(f"{stage}: {spent.wall:.1f} s, {spent.cpu:.1f} CPU-s", flush=True)
+    return spent
+
+
+def run_stages(
+    args: argparse.Namespace, inputs: dict[str, dict[str, Path]], keep_open: int
+) -> int:
+    """Run what is not complete. Returns 0, or the exit status of what stopped it."""
+    after: dict[str, str] = {}
+    cpu = 0.0
+    resume = "run the same command again: it resumes at the last checkpoint."
+    for stage, files in inputs.items():
+        notebook = args.notebooks / f"{stage}.ipynb"
+        try:
+            spent = run_stage(notebook, args, files, after, keep_open)
+        except SystemExit as stop:
+            print(f"\nStopped in {stage}. To go on, {resume}", file=sys.stderr)
+            return int(stop.code or 0)
+        if spent.status:
+            print(
+                f"{stage} failed, as said above. Mend it and {resume}", file=sys.stderr
+            )
+            return spent.status
+        cpu += spent.cpu
+    report(args.out)
+    print(f"all: {cpu + time.process_time():.1f} CPU-s")
+    return 0
+
+
+def report(out: Path) -> None:
+    """Print the table, write the page, and say where it is."""
+    from minipalm.evaluate.report import terminal_table, write_report
+
+    print(f"\n{terminal_table(out)}\n\nreport: {write_report(out)}")
+
+
+def shown(path: Path) -> str:
+    """The path as a reader wants it: relative to the clone if it lies in there."""
+    path = path.resolve()
+    return path.relative_to(ROOT).as_posix() if ROOT in path.parents else str(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="./course run", description="Run it all.")
+    parser.add_argument("--scale", default="toy", help="smoke, toy, small or full")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default: runs/SCALE")
+    parser.add_argument("--data", type=Path, help="folder of the JSON-lines files")
+    parser.add_argument(
+        "--notebooks", type=Path, default=ROOT / "solutions", help="default: solutions"
+    )
+    args = parser.parse_args(argv)
+    args.out = args.out or ROOT / "runs" / args.scale
+    try:  # whatever can be wrong is said before anything runs
+        get_preset(args.scale)
+        inputs = {
+            stage: find_inputs(args.notebooks / f"{stage}.ipynb", args.data)
+            for stage in STAGES
+        }
+        with lock(args.out) as held:
+            stop_on_signals()
+            return run_stages(args, inputs, held.fileno())
+    except (ValueError, RuntimeError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The pipeline on five seeds:  ./course seeds [--seeds 1 2 3 4 5]
+
+Data, initial weights and sampling all change with the seed. Each seed runs in
+runs/seeds/{seed} (what it says is in its log.txt) and is resumed if it was stopped. The
+evaluations are collected into data/results/toy_seeds.json: every number of
+12_evaluation/evaluation.json, by seed, with mean and standard deviation.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from minipalm.course import ROOT
+
+RESULTS = ROOT / "data" / "results" / "toy_seeds.json"
+
+
+def numbers(tree: Any, name: str = "") -> dict[str, float]:
+    """The numbers in nested objects, by dotted name; lists, texts and flags are left.
+
+    >>> numbers({"win": {"rate": 0.8, "pairs": [1, 2]}, "kl": 4})
+    {'win.rate': 0.8, 'kl': 4.0}
+    """
+    if isinstance(tree, dict):
+        leaves: dict[str, float] = {}
+        for key, value in tree.items():
+            leaves |= numbers(value, f"{name}.{key}" if name else str(key))
+        return leaves
+    is_number = isinstance(tree, int | float) and not isinstance(tree, bool)
+    return {name: float(tree)} if is_number else {}
+
+
+def run_seed(seed: int, out: Path) -> int:
+    """Make the seed's data and run the pipeline on it. Returns 0 if all went well."""
+    out.mkdir(parents=True, exist_ok=True)
+    make = ["minipalm.data.make", "--seed", str(seed), "--out", str(out / "data")]
+    run = ["minipalm.course.run", "--scale", "toy", "--seed", str(seed)]
+    run += ["--out", str(out), "--data", str(out / "data")]
+    with (out / "log.txt").open("w", encoding="utf-8") as log:
+        for command in (make, run):
+            status = subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            ).returncode
+            if status:
+                return status
+    return 0
+
+
+def collect(outs: dict[int, Path]) -> dict[str, Any]:
+    """For every number that all evaluations hold: its value by seed, mean and sd."""
+    by_seed = {
+        seed: numbers(json.loads((out / "12_evaluation/evaluation.json").read_text()))
+        for seed, out in outs.items()
+    }
+    first, *others = by_seed.values()
+    table = {}
+    for name in first:
+        if all(name in other for other in others):
+            values = [found[name] for found in by_seed.values()]
+            table[name] = {
+                "mean": statistics.fmean(values),
+                "sd": statistics.stdev(values) if others else 0.0,
+                "values": values,
+            }
+    return {"seeds": list(outs), "numbers": table}
+
+
+def show(results: dict[str, Any]) -> str:
+    """The table that the terminal gets: a number a line, mean ± sd, then each seed."""
+    width = max((len(name) for name in results["numbers"]), default=0)
+    lines = [f"{'':{width}}  {'mean ± sd':>20}  by seed {results['seeds']}"]
+    for name, row in results["numbers"].items():
+        values = "  ".join(f"{value:.3f}" for value in row["values"])
+        spread = f"{row['mean']:.3f} ± {row['sd']:.3f}"
+        lines.append(f"{name:{width}}  {spread:>20}  {values}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="./course seeds", description="The pipeline on several seeds."
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    args = parser.parse_args(argv)
+    outs = {seed: ROOT / "runs" / "seeds" / str(seed) for seed in args.seeds}
+    begin, failed = time.monotonic(), []
+    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        for seed, status in zip(outs, pool.map(run_seed, outs, outs.values())):
+            verdict = f"failed, see {outs[seed]}/log.txt" if status else "complete"
+            print(f"seed {seed}: {verdict}, after {time.monotonic() - begin:.0f} s")
+            failed += [seed] if status else []
+    if failed:
+        return 1
+    results = collect(outs)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    print(f"\n{show(results)}\n\nwritten to {RESULTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("Stopped. Run the same command again: it resumes.")

@@ -1,0 +1,39 @@
+"""Everything that must hold:  ./course test [pytest's own options]
+
+Lint, format, types, then pytest: unit tests, and the notebooks under nbval. All of them
+run even if one fails; the exit status is non-zero if any did.
+"""
+
+import subprocess
+import sys
+import time
+
+from minipalm.course import ROOT
+
+STEPS = {  # name: what Python is asked to run
+    "lint": ["-m", "ruff", "check", "--quiet"],
+    "format": ["-m", "ruff", "format", "--check", "--quiet"],
+    "types": ["-m", "mypy", "--no-error-summary"],
+    "tests": ["-m", "pytest", "-q"],  # last: its closing line is the last one printed
+}
+
+
+def main(argv: list[str]) -> int:
+    failed: list[str] = []
+    for name, arguments in STEPS.items():
+        last = name == "tests"
+        if last:
+            print(f"tests (failed so far: {', '.join(failed) or 'none'})", flush=True)
+        begin = time.monotonic()
+        command = [sys.executable, *arguments, *(argv if last else [])]
+        status = subprocess.run(command, cwd=ROOT).returncode
+        if status:
+            failed.append(name)
+        if not last:
+            verdict = "failed" if status else "ok"
+            print(f"{name}: {verdict}, {time.monotonic() - begin:.1f} s", flush=True)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
