@@ -86,7 +86,7 @@ def check_prompt_lengths(
     for record in records:
         tokens = 1 + _count(record.prompt, "prompt", record.source, tokenizer)
         if tokens > max_tokens:
-            raise _too_long(record.source, "prompt", tokens, max_tokens)
+            raise _too_long(record.source, "field 'prompt'", tokens, max_tokens)
 
 
 def check_window(
@@ -108,10 +108,10 @@ def check_window(
         prompt = tokens.pop("prompt", 0)
         for name, response in tokens.items():
             if 1 + prompt + response + 1 > max_tokens:
-                where = f"prompt' and '{name}" if prompt else name
+                where = f"fields 'prompt' and '{name}'" if prompt else f"field '{name}'"
                 raise _too_long(record.source, where, prompt + response + 2, max_tokens)
         if 1 + prompt > max_tokens:
-            raise _too_long(record.source, "prompt", 1 + prompt, max_tokens)
+            raise _too_long(record.source, "field 'prompt'", 1 + prompt, max_tokens)
 
 
 def _count(text: str, field: str, source: str, tokenizer: Tokenizer) -> int:
@@ -121,9 +121,9 @@ def _count(text: str, field: str, source: str, tokenizer: Tokenizer) -> int:
         raise DataError(f"{source}: field '{field}': {error}") from None
 
 
-def _too_long(source: str, field: str, tokens: int, max_tokens: int) -> DataError:
+def _too_long(source: str, where: str, tokens: int, max_tokens: int) -> DataError:
     return DataError(
-        f"{source}: field '{field}': expected at most {max_tokens} tokens, special ones"
+        f"{source}: {where}: expected at most {max_tokens} tokens, special ones"
         f" counted, got {tokens}; shorten it, remove the line or choose a scale with"
         " a longer window"
     )
@@ -184,41 +184,53 @@ def _fields(line: str, fields: Sequence[str], source: str) -> list[str]:
     if not isinstance(content, dict):
         raise DataError(
             f"{source}: expected a JSON object with {_names(fields)},"
-            f" got {_kind(content)}; write it as {{...}}"
+            f" got {_described(content)}; write it as {{...}}"
         )
-    values = []
     for field in fields:
         if field not in content:
             raise DataError(
                 f"{source}: field '{field}': expected {_names(fields)},"
                 f" got {_names(content) or 'no field'}; add or rename the field"
             )
-        value = content[field]
-        if not isinstance(value, str):
-            raise DataError(
-                f"{source}: field '{field}': expected a string,"
-                f" got {_kind(value)} {_short(value)}; put it in quotes"
-            )
-        if not value.strip():
-            raise DataError(
-                f"{source}: field '{field}': expected some text, got {value!r};"
-                " fill it in or remove the line"
-            )
-        values.append(value)
-    return values
+    return [_text(content[field], f"{source}: field '{field}'") for field in fields]
 
 
-def _kind(value: object) -> str:
-    """The JSON word for a value's type."""
+def _text(value: object, where: str) -> str:
+    """The value itself, if it is a string with something in it."""
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: expected a string, got {_described(value)}; put it in quotes"
+        )
+    if not value.strip():
+        raise DataError(
+            f"{where}: expected some text, got {_short(value)};"
+            " fill it in or remove the line"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half of an emoji: "\\ud83e"
+        raise DataError(
+            f"{where}: expected whole characters, got half of one in {_short(value)};"
+            " write the character itself instead of \\u escapes"
+        ) from None
+    return value
+
+
+def _described(value: object) -> str:
+    """The JSON word for a value's type, and the value."""
+    if value is None:
+        return "null"
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    names |= {int: "a number", float: "a number", type(None): "null:"}
-    return names[type(value)]
+    return f"{names.get(type(value), 'a number')} {_short(value)}"
 
 
 def _names(fields: Iterable[str]) -> str:
-    return ", ".join(f"'{field}'" for field in fields)
+    return _cut(", ".join(repr(field) for field in fields))
 
 
 def _short(value: object) -> str:
-    shown = repr(value)
+    return _cut(repr(value))
+
+
+def _cut(shown: str) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
