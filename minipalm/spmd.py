@@ -119,6 +119,7 @@ def execute(
             papermill_path(output),
             values,
             kernel_name=kernel,
+            language="python",
             progress_bar=False,  # the cells draw their own
             autosave_cell_every=5,
             start_timeout=180,

@@ -1,0 +1,182 @@
+"""./course run: what is run, what is skipped, and how it stops."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from minipalm.course import run
+
+# The real program with two stages of our own, and without the report.
+DRIVER = """
+import sys
+from minipalm.course import run
+run.STAGES = ("one", "two")
+run.report = lambda out: print("REPORT")
+sys.exit(run.main())
+"""
+STAGE = """
+import json, pathlib
+folder = pathlib.Path(out) / STAGE
+with (folder / "ran").open("a") as f: f.write("x")
+(folder / "done.json").write_text(json.dumps(dict(scale=scale, seed=seed)))
+"""
+PARAMETERS = 'scale = "toy"\nseed = 0\nout = "unset"\ntext = "data/text.jsonl"'
+
+
+@pytest.fixture
+def pipeline(write_notebook, python, tmp_path):
+    """pipeline(*options) -> a started run of stages one and two into tmp_path/out."""
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    write_notebook("one", STAGE.replace("STAGE", "'one'"), parameters=PARAMETERS)
+    write_notebook("two", STAGE.replace("STAGE", "'two'"))
+
+    def begin(*options, **env):
+        fixed = ("--out", tmp_path / "out", "--notebooks", tmp_path, "--data", tmp_path)
+        return python("-c", DRIVER, *fixed, *options, **env)
+
+    return begin
+
+
+def finish(process):
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def runs(tmp_path):
+    """How often each stage ran since its folder was made."""
+    counts = {}
+    for name in ("one", "two"):
+        ran = tmp_path / "out" / name / "ran"
+        counts[name] = len(ran.read_text()) if ran.exists() else 0
+    return counts
+
+
+def test_a_second_run_skips_what_is_complete(pipeline, tmp_path):
+    code, out, _ = finish(pipeline())
+    assert code == 0
+    assert "REPORT" in out and "CPU-s" in out
+    assert (tmp_path / "out" / "two" / "two.ipynb").exists()
+    code, out, _ = finish(pipeline())
+    assert code == 0
+    assert "one: complete" in out and "two: complete" in out
+    assert runs(tmp_path) == {"one": 1, "two": 1}
+
+
+def test_another_seed_file_code_or_earlier_stage_is_made_again(
+    pipeline, write_notebook, tmp_path
+):
+    made = [tmp_path / "out" / name / "stage.json" for name in ("one", "two")]
+
+    def names():
+        return [json.loads(path.read_text())["run"] for path in made]
+
+    finish(pipeline())
+    first = names()
+    finish(pipeline("--seed", 1))
+    second = names()
+    (tmp_path / "text.jsonl").write_text('{"text": "b"}\n')
+    finish(pipeline("--seed", 1))
+    third = names()
+    for before, after in ((first, second), (second, third)):
+        assert before[0] != after[0] and before[1] != after[1]
+    write_notebook("two", "pass", STAGE.replace("STAGE", "'two'"))
+    finish(pipeline("--seed", 1))
+    assert names()[0] == third[0] and names()[1] != third[1]
+    shutil.rmtree(tmp_path / "out" / "one")  # redone, hence two is redone
+    finish(pipeline("--seed", 1))
+    assert names()[0] != third[0]
+    assert runs(tmp_path) == {"one": 1, "two": 1}
+
+
+def test_a_failing_stage_is_named_and_kept_for_resuming(
+    pipeline, write_notebook, tmp_path
+):
+    half = "pathlib.Path(out, 'two', 'half').write_text('x')\nassert 0, 'reason why'"
+    write_notebook("two", "import pathlib", half)
+    code, out, err = finish(pipeline())
+    assert code == 1
+    assert "AssertionError: reason why (partial notebook:" in err
+    assert "two failed" in err and "run the same command again" in err
+    assert "REPORT" not in out and "Traceback" not in err
+    finish(pipeline())
+    assert (tmp_path / "out" / "two" / "half").exists()
+    assert runs(tmp_path)["one"] == 1
+
+
+def test_a_stage_that_leaves_no_done_file_has_failed(pipeline, write_notebook):
+    write_notebook("two", "pass")
+    code, _, err = finish(pipeline())
+    assert code == 1 and "two.ipynb ran to its end without done.json" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(pipeline, write_notebook):
+    wait = "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(60)"
+    write_notebook("two", wait)
+    process = pipeline()
+    for line in process.stdout:
+        if line.startswith("kernel"):
+            break
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130 and time.monotonic() - begin < 15
+    assert "Stopped in two. To go on, run the same command again" in err
+    assert "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(line.split()[1]), 0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_two_runs_cannot_write_into_one_folder(pipeline, write_notebook):
+    write_notebook("one", "import time\nprint('begun', flush=True)\ntime.sleep(60)")
+    first = pipeline()
+    assert "begun\n" in iter(first.stdout.readline, "")
+    code, _, err = finish(pipeline())
+    assert code == 2
+    assert f"is being written by process {first.pid}" in err
+    first.kill()  # the lock goes with its holders, also by kill -9
+    first.wait()
+    write_notebook("one", STAGE.replace("STAGE", "'one'"), parameters=PARAMETERS)
+    for _ in range(50):  # the stage's process notices a moment later
+        code, _, err = finish(pipeline())
+        if code == 0:
+            break
+        time.sleep(0.2)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scale", "huge"), "scale must be one of smoke, toy"),
+        (("--data", "/nowhere"), "one needs text = /nowhere/text.jsonl"),
+        (("--notebooks", "/nowhere"), "one.ipynb: cannot read the notebook"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(
+    pipeline, tmp_path, options, message
+):
+    code, _, err = finish(pipeline(*options))
+    assert code == 2 and message in err
+    assert len(err.splitlines()) <= 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no wait4")
+def test_cpu_seconds_include_the_kernel_and_its_threads(
+    write_notebook, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    burn = "import os, time\nwhile time.process_time() < 3: pass"
+    notebook = write_notebook("burn", burn, "print(os.environ['OMP_NUM_THREADS'])")
+    values = {"scale": "toy", "seed": 0, "out": "x"}
+    with (tmp_path / "held").open("w") as held:
+        spent = run.execute(notebook, tmp_path / "o.ipynb", values, held.fileno())
+    assert spent.status == 0
+    assert 3 < spent.cpu < 10
+    assert capfd.readouterr().out == "1\n"  # one thread at toy scale
