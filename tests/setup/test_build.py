@@ -1,0 +1,186 @@
+"""./course lessons: lessons and package in, notebooks out."""
+
+import json
+
+import nbformat
+import pytest
+
+from minipalm.course import ROOT, outputs
+from minipalm.course.build import build, build_all, differences, symbol_source, write
+
+LESSON = """\
+# %% [markdown]
+# # Turning
+# Which number does the next cell print?
+
+# %% tags=["parameters"]
+scale = "toy"
+
+# %% tags=["define"]
+from minipalm.turn import Turn, turn
+
+# %%
+print(turn(3))
+
+# %%
+print(turn(3))
+
+# %% tags=["define"]
+from minipalm.turn import half
+"""
+PACKAGE = '''\
+"""A module to define from."""
+
+import functools
+
+# not part of turn
+
+
+@functools.cache  # part of turn
+def turn(x: int) -> int:
+    """Minus x."""
+    # why: a comment inside stays
+
+    return -x
+
+
+class Turn:
+    """A class."""
+
+    angle = 1.5
+
+
+def half(x: float) -> float:
+    return x / 2
+'''
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A clone with one lesson and one module: (lessons, solutions, root)."""
+    for folder in ("lessons", "solutions", "minipalm"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "lessons" / "02_turn.py").write_text(LESSON)
+    (tmp_path / "lessons" / "helper.py").write_text("not a lesson")
+    (tmp_path / "minipalm" / "turn.py").write_text(PACKAGE)
+    return tmp_path / "lessons", tmp_path / "solutions", tmp_path
+
+
+def cells(text):
+    return nbformat.reads(text, 4).cells
+
+
+def test_a_define_cell_becomes_the_exact_source_of_what_it_names(course):
+    lessons, _, root = course
+    defined = cells(build(lessons / "02_turn.py", root))[2]
+    turn = PACKAGE[PACKAGE.index("@functools") : PACKAGE.index("\n\n\nclass")]
+    body = PACKAGE[PACKAGE.index("class Turn") : PACKAGE.index("\n\n\ndef half")]
+    assert defined.source == f"{body}\n\n\n{turn}"
+    assert defined.metadata == {
+        "tags": ["define"],
+        "symbols": ["minipalm.turn.Turn", "minipalm.turn.turn"],
+    }
+
+
+def test_the_source_is_what_inspect_would_give():
+    import inspect
+
+    from minipalm.config import PaLMConfig, get_preset
+
+    for thing in (PaLMConfig, get_preset):
+        source = symbol_source(ROOT, "minipalm.config", thing.__name__)
+        assert source == inspect.getsource(thing).rstrip("\n")
+
+
+def test_a_build_gives_the_same_bytes_again_and_holds_nothing_else(course):
+    lessons, solutions, root = course
+    first = build_all(lessons, solutions, root)
+    write(first, solutions)
+    assert list(first) == ["02_turn.ipynb"]
+    assert build_all(lessons, solutions, root) == first
+    assert differences(first, solutions) == []
+    book = json.loads(first["02_turn.ipynb"])
+    assert set(book["metadata"]) == {"kernelspec", "language_info"}
+    assert all(set(c["metadata"]) <= {"tags", "symbols"} for c in book["cells"])
+    ids = [cell["id"] for cell in book["cells"]]
+    assert len(set(ids)) == len(ids)  # equal cells, too
+
+
+def test_a_cell_keeps_its_id_when_others_or_the_package_change(course):
+    lessons, _, root = course
+    before = [cell.id for cell in cells(build(lessons / "02_turn.py", root))]
+    (lessons / "02_turn.py").write_text("# %%\nx = 0\n\n" + LESSON)
+    (root / "minipalm" / "turn.py").write_text(PACKAGE.replace("-x", "0 - x"))
+    after = [cell.id for cell in cells(build(lessons / "02_turn.py", root))]
+    assert after[1:] == before
+
+
+def test_outputs_stay_while_the_code_stays(course):
+    lessons, solutions, root = course
+    lesson, solution = lessons / "02_turn.py", solutions / "02_turn.ipynb"
+    book = nbformat.reads(build(lesson, root), 4)
+    for count, cell in enumerate((c for c in book.cells if c.cell_type == "code"), 1):
+        cell.execution_count = count
+        cell.outputs = [nbformat.v4.new_output("stream", text=f"{count}\n")]
+    solution.write_text(nbformat.writes(book))
+    (root / "minipalm" / "turn.py").write_text(PACKAGE.replace("-x", "0 - x"))
+    rebuilt = [c for c in cells(build(lesson, root, solution)) if "outputs" in c]
+    assert [len(cell.outputs) for cell in rebuilt] == [1, 0, 1, 1, 1]
+    assert rebuilt[1].execution_count is None
+
+
+def test_stale_missing_and_orphan_notebooks_are_named(course):
+    lessons, solutions, root = course
+    built = build_all(lessons, solutions, root)
+    assert differences(built, solutions) == ["02_turn.ipynb is missing"]
+    write(built, solutions)
+    (solutions / "03_gone.ipynb").write_text(built["02_turn.ipynb"])
+    (lessons / "02_turn.py").write_text(LESSON.replace("turn(3)", "turn(4)"))
+    assert differences(build_all(lessons, solutions, root), solutions) == [
+        "03_gone.ipynb has no lesson",
+        "02_turn.ipynb is not what its lesson and the package say",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("from minipalm.turn import gone", "defines no function or class gone"),
+        ("from minipalm.away import turn", "minipalm.away is not a file"),
+        ("x = 1", "holds only `from minipalm... import name`, got: x = 1"),
+    ],
+)
+def test_a_definition_that_cannot_be_found_names_lesson_and_cell(course, cell, message):
+    lessons, _, root = course
+    (lessons / "02_turn.py").write_text(f'# %% tags=["define"]\n{cell}\n')
+    with pytest.raises(ValueError, match=r"02_turn\.py, cell 1: ") as error:
+        build(lessons / "02_turn.py", root)
+    assert message in str(error.value)
+
+
+def test_what_cells_show_is_stored_without_bars_and_without_giants(course, tmp_path):
+    lessons, solutions, root = course
+    solution = solutions / "02_turn.ipynb"
+    solution.write_text(build(lessons / "02_turn.py", root))
+    book, new = nbformat.read(solution, 4), nbformat.v4.new_output
+    book.cells.insert(0, nbformat.v4.new_code_cell("injected"))
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    code[1].outputs = [
+        new("stream", name="stderr", text="100%"),
+        new("stream", name="stdout", text="loss 1.5\n"),
+        new("display_data", data={"image/png": "A" * 70_000}),
+        new("display_data", data={"image/png": "AAAA", "text/plain": "<Figure>"}),
+        new("display_data", data={"application/vnd.jupyter.widget-view+json": {}}),
+    ]
+    nbformat.write(book, tmp_path / "executed.ipynb")
+    lines = outputs.store(tmp_path / "executed.ipynb", solution)
+    assert lines == ["02_turn.ipynb, code cell [1]: 70 kB, at most 60 are kept"]
+    stored = [c for c in nbformat.read(solution, 4).cells if c.cell_type == "code"]
+    assert [o.output_type for o in stored[0].outputs] == ["stream", "display_data"]
+    assert [cell.execution_count for cell in stored] == [1, 2, 3, 4, 5]
+    assert differences(build_all(lessons, solutions, root), solutions) == []
+
+
+def test_the_committed_solutions_are_what_lessons_and_package_say():
+    built = build_all(ROOT / "lessons", ROOT / "solutions")
+    assert differences(built, ROOT / "solutions") == []
