@@ -1,0 +1,1 @@
+"""From preferences to a policy: SFT, reward model, rollouts, KL, GAE, PPO."""

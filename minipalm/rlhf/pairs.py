@@ -1,0 +1,74 @@
+"""Comparisons: two answers to one prompt, the better one first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from minipalm.data.batches import pad_left, pad_right, prompt_ids, response_ids
+from minipalm.data.datasets import Preference
+from minipalm.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Comparisons as tensors; index them by rows.
+
+    Attributes:
+        prompts, prompt_mask: left-padded.
+        chosen, chosen_mask: the better answers, right-padded, with their <eos>.
+        rejected, rejected_mask: the others, of the same width.
+    """
+
+    prompts: Int[Tensor, "N P"]
+    prompt_mask: Bool[Tensor, "N P"]
+    chosen: Int[Tensor, "N T"]
+    chosen_mask: Bool[Tensor, "N T"]
+    rejected: Int[Tensor, "N T"]
+    rejected_mask: Bool[Tensor, "N T"]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Int[Tensor, "R"] | slice) -> "Pairs":
+        return Pairs(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def trimmed(self) -> "Pairs":
+        """The same pairs without columns that hold padding only."""
+        P = int(self.prompt_mask.sum(1).max())
+        T = int((self.chosen_mask | self.rejected_mask).sum(1).max())
+        return Pairs(
+            self.prompts[:, -P:],
+            self.prompt_mask[:, -P:],
+            *(
+                x[:, :T]
+                for x in (
+                    self.chosen,
+                    self.chosen_mask,
+                    self.rejected,
+                    self.rejected_mask,
+                )
+            ),
+        )
+
+
+def encode_pairs(
+    preferences: Sequence[Preference],
+    tokenizer: Tokenizer,
+    max_prompt: int,
+    max_response: int,
+) -> Pairs:
+    """Tensors of comparisons; both answers end with <eos>.
+
+    Raises:
+        ValueError: a prompt or an answer does not fit (see `check_window`).
+    """
+    prompts = [prompt_ids(tokenizer, one.prompt) for one in preferences]
+    chosen = [response_ids(tokenizer, one.chosen) for one in preferences]
+    rejected = [response_ids(tokenizer, one.rejected) for one in preferences]
+    return Pairs(
+        *pad_left(prompts, max_prompt),
+        *pad_right(chosen, max_response),
+        *pad_right(rejected, max_response),
+    )

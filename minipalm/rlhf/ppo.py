@@ -1,0 +1,199 @@
+"""PPO: several careful steps on one batch of answers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from minipalm.config import PPOConfig
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.critic import Critic
+from minipalm.rlhf.kl import k3
+from minipalm.rlhf.logprobs import (
+    entropy,
+    masked_mean,
+    response_logits,
+    token_logprobs,
+)
+from minipalm.rlhf.rollout import Rollout
+
+Total = Float[Tensor, ""] | int | None  # see masked_mean
+
+
+def policy_loss(
+    logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    clip: float = 0.2,
+    total: Total = None,
+) -> Float[Tensor, ""]:
+    """−min(ρA, clip(ρ, 1−ε, 1+ε)A), mean over response tokens; ρ = π(y) / π_old(y).
+
+    Once a token's ratio has left 1 ± ε in the direction that its advantage asks for, it
+    gets no more gradient.
+
+    Args:
+        logprobs: log π(y_t), with a gradient.
+        old_logprobs: of the policy that sampled.
+        advantages: A_t.
+        clip: ε.
+        total: tokens to average over; by default those of mask (see `masked_mean`).
+
+    Example: A = (1, 1, −1, −1), ρ = (1.5, .5, 1.5, .5), ε = .2 have the losses
+    (−1.2, −.5, 1.5, .8).
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    losses = -torch.minimum(ratio * advantages, clipped * advantages)
+    return masked_mean(losses, mask, total)
+
+
+def value_loss(
+    values: Float[Tensor, "B T"],
+    old_values: Float[Tensor, "B T"],
+    returns: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    clip: float = 0.2,
+    total: Total = None,
+) -> Float[Tensor, ""]:
+    """½ max((V − R)², (clip(V, V_old ± ε) − R)²), mean over response tokens.
+
+    Args:
+        values: V_t, with a gradient.
+        old_values: V_t when the answers were given.
+        returns: R_t.
+        clip: ε, in units of the reward.
+        total: see `policy_loss`.
+
+    Example: V = 1, V_old = .5, R = 1.2, ε = .2 has the loss .125.
+
+    Source: Engstrom et al. 2020 (arXiv 2005.12729), section 3, point 1.
+    """
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    errors = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return masked_mean(errors / 2, mask, total)
+
+
+@dataclass
+class PPOStats:
+    """What a dashboard needs, means over the steps of an update.
+
+    Attributes:
+        policy_loss, value_loss: as minimised.
+        ratio: π/π_old at the sampled tokens; 1 in the first step.
+        clip_fraction: share of tokens whose ratio is outside 1 ± ε.
+        approx_kl: KL(π_old ‖ π), k3 on the sampled tokens, nats a token.
+        policy_grad_norm, value_grad_norm: before clipping.
+        steps: optimizer steps done, of epochs × minibatches.
+    """
+
+    policy_loss: float = 0.0
+    value_loss: float = 0.0
+    ratio: float = 0.0
+    clip_fraction: float = 0.0
+    approx_kl: float = 0.0
+    policy_grad_norm: float = 0.0
+    value_grad_norm: float = 0.0
+    steps: int = 0
+
+
+def minibatches(
+    rollout: Rollout, config: PPOConfig, generator: torch.Generator
+) -> Iterator[Rollout]:
+    """Every answer once an epoch, in a new order each epoch."""
+    for _ in range(config.epochs):
+        order = torch.randperm(len(rollout), generator=generator)
+        for rows in order.split(config.minibatch_size):
+            yield rollout[rows.to(rollout.prompts.device)]
+
+
+def ppo_update(
+    policy: PaLM,
+    critic: Critic,
+    rollout: Rollout,
+    policy_optimizer: torch.optim.Optimizer,
+    critic_optimizer: torch.optim.Optimizer,
+    config: PPOConfig,
+    generator: torch.Generator,
+) -> PPOStats:
+    """Improve policy and critic on one rollout: epochs × minibatches of steps.
+
+    The step whose approx_kl exceeds `stop_kl` is not applied, and ends the update.
+
+    Args:
+        policy, critic: changed in place.
+        rollout: from the policy as it is now; its advantages are whitened.
+        policy_optimizer, critic_optimizer: each network has its own, and its own
+            gradient clipping.
+        config: epochs, minibatch_size, micro_batch, clip, value_clip, entropy_coef,
+            temperature, stop_kl and grad_clip are read.
+        generator: shuffles the minibatches; on the CPU.
+    """
+    done: list[PPOStats] = []
+    for batch in minibatches(rollout, config, generator):
+        total = batch.mask.sum()
+        stats = PPOStats(steps=1)
+        for part in range(0, len(batch), config.micro_batch or len(batch)):
+            micro = batch[part : part + (config.micro_batch or len(batch))]
+            _backward(policy, critic, micro, total, config, stats)
+        if config.stop_kl is not None and stats.approx_kl > config.stop_kl:
+            policy_optimizer.zero_grad()
+            critic_optimizer.zero_grad()
+            break
+        norm = clip_grad_norm_(policy.parameters(), config.grad_clip)
+        stats.policy_grad_norm = norm.item()
+        norm = clip_grad_norm_(critic.parameters(), config.grad_clip)
+        stats.value_grad_norm = norm.item()
+        for optimizer in (policy_optimizer, critic_optimizer):
+            optimizer.step()
+            optimizer.zero_grad()
+        done.append(stats)
+    means = {
+        field.name: sum(getattr(one, field.name) for one in done) / max(len(done), 1)
+        for field in fields(PPOStats)
+    }
+    return PPOStats(**{**means, "steps": len(done)})
+
+
+def _backward(
+    policy: PaLM,
+    critic: Critic,
+    micro: Rollout,
+    total: Float[Tensor, ""],
+    config: PPOConfig,
+    stats: PPOStats,
+) -> None:
+    """Add the gradients of some rows of a minibatch of `total` tokens, and the stats."""
+    answers = (micro.prompts, micro.prompt_mask, micro.responses, micro.mask)
+    logits = response_logits(policy, *answers, temperature=config.temperature)
+    logprobs = token_logprobs(logits, micro.responses)
+    loss = policy_loss(
+        logprobs, micro.logprobs, micro.advantages, micro.mask, config.clip, total
+    )
+    objective = loss
+    if config.entropy_coef:
+        bonus = masked_mean(entropy(logits), micro.mask, total)
+        objective = loss - config.entropy_coef * bonus
+    objective.backward()
+
+    values = critic(*answers)
+    error = value_loss(
+        values, micro.values, micro.returns, micro.mask, config.value_clip, total
+    )
+    error.backward()
+
+    with torch.no_grad():
+        ratio = (logprobs - micro.logprobs).exp()
+        outside = ((ratio - 1).abs() > config.clip).float()
+        moved = k3(micro.logprobs, logprobs)
+        stats.policy_loss += loss.item()
+        stats.value_loss += error.item()
+        stats.ratio += masked_mean(ratio, micro.mask, total).item()
+        stats.clip_fraction += masked_mean(outside, micro.mask, total).item()
+        stats.approx_kl += masked_mean(moved, micro.mask, total).item()

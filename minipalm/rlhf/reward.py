@@ -1,0 +1,123 @@
+"""The reward model: a score for an answer, learnt from comparisons."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.pairs import Pairs
+
+
+class RewardModel(nn.Module):
+    """A language model's trunk with a scalar head, pooled over the answer.
+
+    Args:
+        trunk: a fine-tuned language model, usually smaller than the policy; the model
+            keeps it (no copy) and does not use its logits.
+        pooling: "last" reads the token score at the answer's last token, "mean"
+            averages the token scores over the answer.
+        generator: draws the head from N(0, 1/(D+1)); its bias is 0.
+
+    The raw score has no zero and no unit, since comparisons do not see them. `fit_scale`
+    gives it both: SFT samples then have mean 0 and standard deviation 1.
+
+    Source: Stiennon et al. 2020 (arXiv 2009.01325), section 3.4, for head and loss.
+    """
+
+    def __init__(
+        self,
+        trunk: PaLM,
+        pooling: str = "last",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("last", "mean"):
+            raise ValueError(f"pooling must be 'last' or 'mean' (got {pooling!r})")
+        self.trunk = trunk
+        self.pooling = pooling
+        self.head = nn.Linear(trunk.config.dim, 1)
+        std = 1 / math.sqrt(trunk.config.dim + 1)
+        nn.init.normal_(self.head.weight, std=std, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.zeros(()))  # of raw scores of SFT samples
+        self.register_buffer("std", torch.ones(()))
+
+    def forward(
+        self,
+        prompts: Int[Tensor, "B P"],
+        prompt_mask: Bool[Tensor, "B P"],
+        responses: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "B"]:
+        """Normalised scores; the same for more padding or another batch.
+
+        Args:
+            prompts, prompt_mask: left-padded.
+            responses, mask: right-padded, at least one token a row.
+        """
+        ids = torch.cat([prompts, responses], dim=1)
+        segments = torch.cat([prompt_mask, mask], dim=1).long()
+        hidden = self.trunk.hidden(ids, segments)[:, prompts.shape[1] :]
+        return (self.head(pool(hidden, mask, self.pooling))[:, 0] - self.mean) / self.std
+
+    @torch.no_grad()
+    def fit_scale(self, scores: Float[Tensor, "N"]) -> None:
+        """Move and stretch the scale so that these scores get mean 0 and sd 1.
+
+        Args:
+            scores: of SFT samples, by this model as it is now.
+
+        Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2, last paragraph.
+        """
+        self.mean += scores.mean() * self.std
+        self.std *= scores.std()
+
+
+def pool(
+    x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], pooling: str
+) -> Float[Tensor, "B D"]:
+    """One row for each answer: its last token's, or the mean over its tokens.
+
+    Since the head is linear, pooling the hidden states and pooling the token scores is
+    the same.
+    """
+    if pooling == "last":
+        last = mask.sum(1) - 1
+        return x[torch.arange(len(x), device=x.device), last]
+    weights = mask / mask.sum(1, keepdim=True)
+    return (x * weights[..., None]).sum(1)
+
+
+def score_pairs(
+    model: RewardModel, pairs: Pairs
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    """Scores of the chosen and of the rejected answers, in one pass of 2N rows."""
+    pairs = pairs.trimmed()
+    scores = model(
+        pairs.prompts.repeat(2, 1),
+        pairs.prompt_mask.repeat(2, 1),
+        torch.cat([pairs.chosen, pairs.rejected]),
+        torch.cat([pairs.chosen_mask, pairs.rejected_mask]),
+    )
+    chosen, rejected = scores.chunk(2)
+    return chosen, rejected
+
+
+def pairwise_loss(
+    chosen: Float[Tensor, "N"], rejected: Float[Tensor, "N"], margin: float = 0.0
+) -> Float[Tensor, ""]:
+    """−log σ(chosen − rejected − margin), mean over pairs, in nats.
+
+    The likelihood of the labels under Bradley and Terry's model, in which the better of
+    two answers wins with probability σ(difference of scores). Only differences count:
+    adding a constant to all scores changes nothing.
+
+    Example: a difference of 0 costs log 2 = 0.6931, of 1 costs 0.3133.
+
+    Source: InstructGPT (arXiv 2203.02155), equation 1; the margin, Touvron et al. 2023,
+    Llama 2 (arXiv 2307.09288), equation 2.
+    """
+    return -F.logsigmoid(chosen - rejected - margin).mean()

@@ -1,0 +1,172 @@
+"""Rollouts: the policy answers, and everything the update needs is written down."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from minipalm.config import PPOConfig
+from minipalm.data.tokenizer import Tokenizer
+from minipalm.model.generate import generate
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.critic import Critic
+from minipalm.rlhf.gae import gae, whiten
+from minipalm.rlhf.kl import k1
+from minipalm.rlhf.logprobs import response_logits, token_logprobs
+
+# A reward is any function of (prompts, prompt_mask, responses, mask) that gives a score
+# for each row; a RewardModel is one, and `text_reward` makes one of a Python function.
+Reward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Answers with what the networks thought of them when they were given.
+
+    No field carries a gradient. Index it by rows for a minibatch.
+
+    Attributes:
+        prompts, prompt_mask: left-padded.
+        responses, mask: right-padded; mask includes the end-of-sequence token.
+        logprobs: log π(y_t) of the policy that sampled, nats.
+        ref_logprobs: log π_ref(y_t).
+        scores: the reward of each whole answer, the penalty for a missing end included.
+        advantages: whitened A_t.
+        returns: R_t = A_t + V_t from the advantages before they were whitened.
+        values: V_t.
+    """
+
+    prompts: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    responses: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    logprobs: Float[Tensor, "B T"]
+    ref_logprobs: Float[Tensor, "B T"]
+    scores: Float[Tensor, "B"]
+    values: Float[Tensor, "B T"]
+    advantages: Float[Tensor, "B T"]
+    returns: Float[Tensor, "B T"]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Int[Tensor, "R"] | slice) -> "Rollout":
+        return Rollout(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def text_reward(
+    function: Callable[[str, str, bool], float], tokenizer: Tokenizer, eos_id: int
+) -> Reward:
+    """Make a reward of a Python function of the texts.
+
+    Args:
+        function: (prompt, response, finished) to a number; finished says whether the
+            answer has ended by itself.
+        tokenizer: turns tokens into texts again.
+        eos_id: the token that ends an answer.
+    """
+
+    def reward(
+        prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor
+    ) -> Tensor:
+        scores = [
+            function(
+                tokenizer.decode(prompt[seen].tolist()),
+                tokenizer.decode(response[kept].tolist()),
+                bool((response[kept] == eos_id).any()),
+            )
+            for prompt, seen, response, kept in zip(
+                prompts, prompt_mask, responses, mask, strict=True
+            )
+        ]
+        return torch.tensor(scores, dtype=torch.float32, device=prompts.device)
+
+    return reward
+
+
+def shape_rewards(
+    scores: Float[Tensor, "B"],
+    logprobs: Float[Tensor, "B T"],
+    ref_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    kl_coef: float,
+) -> Float[Tensor, "B T"]:
+    """r_t = −β (log π(y_t) − log π_ref(y_t)), and the score besides at the last token.
+
+    The sum over an answer is score − β Σ_t k1_t: the KL-regularised objective, told
+    token by token. The KL is part of the reward, a number without a gradient.
+
+    Args:
+        scores: of the whole answers.
+        mask: True up to and including the last token, wherever a row ends.
+        kl_coef: β, reward units a nat.
+
+    Source: InstructGPT (arXiv 2203.02155), equation 2, without its pretraining term.
+    """
+    rewards = torch.where(mask, -kl_coef * k1(logprobs, ref_logprobs), 0.0)
+    last = mask.sum(1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores[:, None])
+
+
+@torch.no_grad()
+def collect(
+    policy: PaLM,
+    reference: PaLM,
+    critic: Critic,
+    reward: Reward,
+    prompts: Int[Tensor, "B P"],
+    prompt_mask: Bool[Tensor, "B P"],
+    *,
+    config: PPOConfig,
+    max_response: int,
+    eos_id: int,
+    kl_coef: float,
+    generator: torch.Generator,
+) -> Rollout:
+    """Let the policy answer the prompts, and work out advantages and returns.
+
+    The sampler's own log-probabilities are kept: in float32 they are those of a second
+    pass to a few parts in a million, and a pass is saved.
+
+    Args:
+        policy, reference, critic, reward: the four models. None gets a gradient here.
+        prompts, prompt_mask: left-padded.
+        config: temperature, missing_eos_penalty, gamma and lam are read.
+        max_response: T, the longest answer.
+        eos_id: ends an answer; an answer without it loses missing_eos_penalty.
+        kl_coef: β of this rollout.
+        generator: draws the tokens.
+    """
+    sampled = generate(
+        policy,
+        prompts,
+        prompt_mask,
+        max_new_tokens=max_response,
+        eos_id=eos_id,
+        generator=generator,
+        temperature=config.temperature,
+    )
+    T = int(sampled.mask.sum(1).max())  # nobody's answer is longer
+    responses, mask = sampled.responses[:, :T], sampled.mask[:, :T]
+    logprobs = sampled.logprobs[:, :T]
+    answers = (prompts, prompt_mask, responses, mask)
+
+    logits = response_logits(reference, *answers, temperature=config.temperature)
+    ref_logprobs = torch.where(mask, token_logprobs(logits, responses), 0.0)
+    values = torch.where(mask, critic(*answers).float(), 0.0)
+    finished = (mask & (responses == eos_id)).any(1)
+    scores = reward(*answers) - config.missing_eos_penalty * ~finished
+
+    rewards = shape_rewards(scores, logprobs, ref_logprobs, mask, kl_coef)
+    advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+    return Rollout(
+        *answers,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        scores=scores,
+        values=values,
+        advantages=whiten(advantages, mask),
+        returns=returns,
+    )

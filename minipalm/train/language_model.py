@@ -1,0 +1,77 @@
+"""Pretraining: predict the next token of a long stream of text."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from minipalm.config import OptimConfig
+from minipalm.model.palm import PaLM
+from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
+from minipalm.train.run import Run, progress
+
+
+def next_token_loss(
+    model: PaLM, ids: Int[Tensor, "B T"], total: int | None = None
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of each token given those before it in its row, nats.
+
+    Position t predicts token t + 1, so a row of T tokens asks T − 1 questions.
+
+    Args:
+        ids: rows without padding.
+        total: number of questions to average over; by default those of ids. Under
+            gradient accumulation, those of the whole batch.
+    """
+    logits = model(ids[:, :-1]).flatten(0, 1).float()
+    targets = ids[:, 1:].flatten()
+    losses = F.cross_entropy(logits, targets, reduction="sum")
+    return losses / (total or targets.numel())
+
+
+def train_language_model(
+    model: PaLM,
+    stream: Int[Tensor, "N"],
+    window: int,
+    config: OptimConfig,
+    run: Run,
+    seed: int,
+    checkpoint_every: int = 100,
+) -> None:
+    """Train on windows of one long stream of tokens; resumes by itself.
+
+    Args:
+        model: changed in place.
+        stream: texts, end to end, each after a begin-of-sequence token.
+        window: tokens of a row; the stream's incomplete last window is left out.
+        config: steps, batch, learning rate.
+        run: where metrics and checkpoints go.
+        seed: fixes the order of the windows.
+
+    Raises:
+        ValueError: the stream is shorter than one window.
+        TrainingError: the loss is no number any more.
+    """
+    if len(stream) < window:
+        raise ValueError(
+            f"the text has {len(stream)} tokens and a training row {window}: give more"
+        )
+    rows = stream[: len(stream) // window * window].view(-1, window)
+    device = model.embedding.weight.device
+    optimizer = adamw(model, config.weight_decay, config.betas)
+    modules, optimizers = {"model": model}, {"optimizer": optimizer}
+    start, _ = run.resume(modules, optimizers)
+    for step, bar in progress(start, config.steps, run.folder.name):
+        chosen = batch_rows(len(rows), config.batch_size, step, seed)
+        loss = 0.0
+        for part in micro_batches(chosen, config.micro_batch):
+            total = len(chosen) * (window - 1)
+            partial = next_token_loss(model, rows[part].to(device), total)
+            partial.backward()
+            loss += partial.item()
+        norm = optimizer_step(model, optimizer, config, step)
+        run.check_finite(step, loss=loss, grad_norm=norm)
+        run.log(step, loss=loss, grad_norm=norm)
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if step % checkpoint_every == 0 or step == config.steps:
+            run.save(step, modules, optimizers)

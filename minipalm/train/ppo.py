@@ -1,0 +1,131 @@
+"""PPO, as a loop: answer, score, improve, again."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from minipalm.config import PPOConfig
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.critic import Critic
+from minipalm.rlhf.kl import KLController
+from minipalm.rlhf.ppo import ppo_update
+from minipalm.rlhf.rollout import Reward, Rollout, collect
+from minipalm.train.optim import adamw, lr_scale, set_lr
+from minipalm.train.run import Run, progress
+
+
+def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
+    """What the policy did in one iteration, means over its answers.
+
+    Returns:
+        score: reward of an answer, the penalty for a missing end included.
+        kl: log π − log π_ref summed over an answer, nats (k1: noisy, unbiased).
+        length: tokens, the end-of-sequence token included.
+        unfinished: share of answers without one.
+        entropy: −log π of the sampled tokens, nats a token.
+        explained_variance: 1 − Var(R − V) / Var(R) of the critic, before the update;
+            1 is perfect, 0 no better than a constant.
+    """
+    mask = rollout.mask
+    finished = (mask & (rollout.responses == eos_id)).any(1)
+    errors = (rollout.returns - rollout.values)[mask]
+    spread = rollout.returns[mask].var(correction=0).clamp(min=1e-8)
+    return {
+        "score": rollout.scores.mean().item(),
+        "kl": (rollout.logprobs - rollout.ref_logprobs).sum(1).mean().item(),
+        "length": mask.sum(1).float().mean().item(),
+        "unfinished": 1 - finished.float().mean().item(),
+        "entropy": -(rollout.logprobs.sum() / mask.sum()).item(),
+        "explained_variance": 1 - (errors.var(correction=0) / spread).item(),
+    }
+
+
+def train_ppo(
+    policy: PaLM,
+    reference: PaLM,
+    critic: Critic,
+    reward: Reward,
+    prompts: Int[Tensor, "N P"],
+    prompt_mask: Bool[Tensor, "N P"],
+    config: PPOConfig,
+    run: Run,
+    seed: int,
+    *,
+    kl_coef: float,
+    max_response: int,
+    eos_id: int,
+    checkpoint_every: int = 10,
+    measure: Callable[[Rollout], dict[str, float]] | None = None,
+) -> None:
+    """Raise the reward of the policy's answers, not far from the reference.
+
+    Args:
+        policy, critic: changed in place.
+        reference: the policy as it was before; never changed.
+        reward: a RewardModel, or any function of its signature (see `text_reward`).
+        prompts, prompt_mask: left-padded; each iteration draws some with replacement.
+        config: see PPOConfig.
+        run: where metrics and checkpoints go; resumes by itself.
+        seed: of prompts, samples and minibatches.
+        kl_coef: β to begin with; fixed unless config.kl_target is given.
+        max_response, eos_id: see `collect`.
+        measure: more numbers to log about each iteration's answers.
+
+    Raises:
+        TrainingError: a loss is no number any more.
+    """
+    device = policy.embedding.weight.device
+    policy_optimizer = adamw(policy, eps=config.adam_eps)
+    critic_optimizer = adamw(critic, eps=config.adam_eps)
+    kl = KLController(kl_coef, config.kl_target, config.kl_horizon)
+    generator = torch.Generator().manual_seed(seed)
+    sampler = torch.Generator(device).manual_seed(seed)
+    modules = {"policy": policy, "critic": critic}
+    optimizers = {
+        "policy_optimizer": policy_optimizer,
+        "critic_optimizer": critic_optimizer,
+    }
+    generators = {"generator": generator, "sampler": sampler}
+    start, state = run.resume(modules, optimizers, generators)
+    kl.coef = state.get("kl_coef", kl_coef)
+    for step, bar in progress(start, config.iterations, run.folder.name):
+        rows = torch.randint(len(prompts), (config.batch_size,), generator=generator)
+        rollout = collect(
+            policy,
+            reference,
+            critic,
+            reward,
+            prompts[rows],
+            prompt_mask[rows],
+            config=config,
+            max_response=max_response,
+            eos_id=eos_id,
+            kl_coef=kl.coef,
+            generator=sampler,
+        )
+        share = lr_scale(step, config.iterations, config.warmup, config.final_lr)
+        set_lr(policy_optimizer, config.policy_lr * share)
+        set_lr(critic_optimizer, config.value_lr * share)
+        stats = ppo_update(
+            policy,
+            critic,
+            rollout,
+            policy_optimizer,
+            critic_optimizer,
+            config,
+            generator,
+        )
+        metrics = {**rollout_metrics(rollout, eos_id), **asdict(stats)}
+        run.check_finite(step, **metrics)
+        if measure is not None:
+            metrics |= measure(rollout)
+        run.log(step, kl_coef=kl.coef, **metrics)
+        bar.set_postfix(
+            reward=f"{metrics['score']:.2f}", kl=f"{metrics['kl']:.1f}", refresh=False
+        )
+        kl.update(metrics["kl"], len(rollout))
+        if step % checkpoint_every == 0 or step == config.iterations:
+            run.save(step, modules, optimizers, generators, kl_coef=kl.coef)

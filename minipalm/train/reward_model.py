@@ -1,0 +1,52 @@
+"""The reward model's training, as a loop."""
+
+from minipalm.config import RewardConfig
+from minipalm.rlhf.pairs import Pairs
+from minipalm.rlhf.reward import RewardModel, pairwise_loss, score_pairs
+from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
+from minipalm.train.run import Run, progress
+
+
+def train_reward_model(
+    model: RewardModel,
+    pairs: Pairs,
+    config: RewardConfig,
+    run: Run,
+    seed: int,
+    checkpoint_every: int = 100,
+) -> None:
+    """Fit scores to comparisons; resumes by itself.
+
+    One or two epochs: the labels are noisy, and a reward model that has learnt them by
+    heart ranks new answers worse.
+
+    Args:
+        model: changed in place; its scale is not (see `RewardModel.fit_scale`).
+        pairs: on the model's device.
+        config: `optim` and `margin` are read.
+        run: where metrics and checkpoints go.
+        seed: fixes the order of the pairs.
+
+    Raises:
+        TrainingError: the loss is no number any more.
+    """
+    optim = config.optim
+    optimizer = adamw(model, optim.weight_decay, optim.betas)
+    modules, optimizers = {"model": model}, {"optimizer": optimizer}
+    start, _ = run.resume(modules, optimizers)
+    for step, bar in progress(start, optim.steps, run.folder.name):
+        chosen_rows = batch_rows(len(pairs), optim.batch_size, step, seed)
+        loss = accuracy = 0.0
+        for part in micro_batches(chosen_rows, optim.micro_batch):
+            share = len(part) / len(chosen_rows)
+            chosen, rejected = score_pairs(model, pairs[part])
+            partial = share * pairwise_loss(chosen, rejected, config.margin)
+            partial.backward()
+            loss += partial.item()
+            accuracy += share * (chosen > rejected).float().mean().item()
+        norm = optimizer_step(model, optimizer, optim, step)
+        run.check_finite(step, loss=loss, grad_norm=norm)
+        run.log(step, loss=loss, accuracy=accuracy, grad_norm=norm)
+        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
+        if step % checkpoint_every == 0 or step == optim.steps:
+            run.save(step, modules, optimizers)
