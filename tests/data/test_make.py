@@ -7,14 +7,16 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from minipalm.data import make
 from minipalm.data.files import write_text
 from minipalm.data.gold import MOOD_OF, bayes_accuracy, gold_reward
 from minipalm.data.lexicon import HELD_OUT_PAIRS, PRONOUNS, SUBJECTS, parse_prompt
 from minipalm.data.make import make_files, make_records
-from minipalm.data.tinytales import MAX_WORDS
+from minipalm.data.tinytales import MAX_WORDS, pick
 
 DATA = Path(__file__).parents[2] / "data"
 FILES = {
@@ -134,6 +136,14 @@ def test_the_labels_are_right_as_often_as_a_noisy_labeller_is(records):
     pairs = list(zip(chosen, rejected, strict=True))
     right = sum((c > r) + 0.5 * (c == r) for c, r in pairs) / len(rows)
     assert right == pytest.approx(bayes_accuracy(chosen, rejected), abs=0.03)
+
+
+def test_equal_drafts_are_not_a_preference(monkeypatch):
+    drafts = ("the fox wept .", "the owl slept .")
+    monkeypatch.setattr(make, "tell", lambda *given: pick(given[-1], drafts))
+    rows = make.preferences(Random(0), 100)
+    assert len(rows) == 100
+    assert all({row["chosen"], row["rejected"]} == set(drafts) for row in rows)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
