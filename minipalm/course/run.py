@@ -3,9 +3,9 @@
     ./course run --scale toy --seed 0 --out runs/toy
 
 A stage writes into its folder {out}/{stage}, done.json last. Here we keep stage.json
-beside it: what the stage was made from. A stage is skipped if it is done and was made
-from the same scale, seed, input files, code and earlier stages; it is resumed if it was
-made from the same and is not done; otherwise it is made again.
+beside it: the scale, the seed, the input files and the earlier stages that it was made
+from. A stage that is done is skipped, one that is not is resumed; both are made again
+if their input files or an earlier stage have changed.
 """
 
 import argparse
@@ -75,27 +75,42 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def prepare(folder: Path, made_from: dict[str, Any]) -> tuple[bool, str]:
+def check_place(out: Path, scale: str, seed: int) -> None:
+    """Raises ValueError if out holds stages of another scale or seed."""
+    for stage in STAGES:
+        for name in ("stage.json", "done.json"):
+            record = read_json(out / stage / name)
+            found = record.get("scale", scale), record.get("seed", seed)
+            if found != (scale, seed):
+                raise ValueError(
+                    f"{shown(out / stage)} was made with scale {found[0]}, seed "
+                    f"{found[1]}, not {scale}, {seed}.\n"
+                    "Give this run another --out, or remove that one (./course clean)."
+                )
+
+
+def prepare(folder: Path, made_from: dict[str, Any], code: str) -> tuple[bool, str]:
     """Whether the stage in folder is complete, and the name of its run.
 
-    A folder that was made from something else is emptied. The run's name stays the same
-    when a stage is resumed and changes when it is made again; the stages after it
-    count it among what they are made from.
+    A folder whose inputs have changed is emptied. The run's name stays when a stage is
+    resumed and changes when it is made again; the stages after it count it among what
+    they are made from. Changed code empties nothing: a mended figure shall not cost a
+    week of training.
     """
     record = read_json(folder / "stage.json")
-    name = str(record.pop("run", ""))
-    if name and record == made_from:
-        done = read_json(folder / "done.json")
-        same = all(done.get(key) == made_from[key] for key in ("scale", "seed"))
-        return bool(done) and same, name
-    if folder.exists():
-        print(f"{folder.name}: was made from something else; making it again")
+    if any(record.get(key, value) != value for key, value in made_from.items()):
+        print(f"{folder.name}: what it was made from has changed; making it again")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    name = uuid.uuid4().hex
-    text = json.dumps({**made_from, "run": name}, indent=1)
-    (folder / "stage.json").write_text(text + "\n", "utf-8")
-    return False, name
+        record = {}
+    complete = (folder / "done.json").is_file()
+    if complete and record.get("code", code) != code:
+        print(f"{folder.name}: is of an older notebook; to renew it, remove {folder}")
+    run = str(record.get("run") or uuid.uuid4().hex)
+    if not (complete and record):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**made_from, "code": code, "run": run}, indent=1)
+        (folder / "stage.json").write_text(text + "\n", "utf-8")
+    return complete, run
 
 
 def execute(
@@ -145,10 +160,9 @@ def run_stage(
         "scale": args.scale,
         "seed": args.seed,
         "inputs": {name: digest(path) for name, path in files.items()},
-        "code": code_digest(notebook),
         "after": dict(after),
     }
-    complete, after[stage] = prepare(folder, made_from)
+    complete, after[stage] = prepare(folder, made_from, code_digest(notebook))
     if complete:
         print(f"{stage}: complete", flush=True)
         return Spent(0, 0.0, 0.0)
@@ -156,7 +170,7 @@ def run_stage(
     values = {"scale": args.scale, "seed": args.seed, "out": shown(args.out)}
     values |= {name: shown(path) for name, path in files.items()}
     spent = execute(notebook, folder / notebook.name, values, keep_open)
-    if spent.status == 0 and not read_json(folder / "done.json"):
+    if spent.status == 0 and not (folder / "done.json").is_file():
         print(f"{notebook.name} ran to its end without done.json", file=sys.stderr)
         spent = spent._replace(status=1)
     if spent.status == 0:
@@ -215,6 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out = args.out or ROOT / "runs" / args.scale
     try:  # whatever can be wrong is said before anything runs
         get_preset(args.scale)
+        check_place(args.out, args.scale, args.seed)
         inputs = {
             stage: find_inputs(args.notebooks / f"{stage}.ipynb", args.data)
             for stage in STAGES

@@ -181,6 +181,24 @@ def test_what_cells_show_is_stored_without_bars_and_without_giants(course, tmp_p
     assert differences(build_all(lessons, solutions, root), solutions) == []
 
 
+def test_solutions_are_run_in_order_and_keep_what_they_show(
+    write_notebook, tmp_path, monkeypatch, capfd
+):
+    # stale: what an earlier run left must not be there when the stage runs again
+    (tmp_path / "runs" / "lessons" / "1").mkdir(parents=True)
+    (tmp_path / "runs" / "lessons" / "1" / "note").write_text("stale")
+    path = "import pathlib\nnote = pathlib.Path(out, '1', 'note')"
+    first = write_notebook("1", path, "note.open('x').write(scale)")
+    teach = ("print(note.read_text(), out)", "classroom")
+    second = write_notebook("2", path, teach, "import sys; print(1, file=sys.stderr)")
+    monkeypatch.setattr(outputs, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert outputs.refresh([first, second]) == 0, capfd.readouterr().err
+    stored = [cell.outputs for cell in nbformat.read(second, 4).cells]
+    assert [len(outs) for outs in stored] == [0, 0, 1, 0]
+    assert stored[2][0].text == "toy runs/lessons\n"
+
+
 def test_the_committed_solutions_are_what_lessons_and_package_say():
     built = build_all(ROOT / "lessons", ROOT / "solutions")
     assert differences(built, ROOT / "solutions") == []

@@ -27,7 +27,8 @@ def small_copy(notebook, folder):
     book.metadata["papermill"] = {}
     copy = folder / "copies" / notebook.name
     copy.parent.mkdir(exist_ok=True)
-    nbformat.write(parameterize_notebook(book, values), copy)
+    book = parameterize_notebook(book, values, language="python")
+    nbformat.write(book, copy)
     return copy
 
 

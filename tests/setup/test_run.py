@@ -66,29 +66,48 @@ def test_a_second_run_skips_what_is_complete(pipeline, tmp_path):
     assert runs(tmp_path) == {"one": 1, "two": 1}
 
 
-def test_another_seed_file_code_or_earlier_stage_is_made_again(
-    pipeline, write_notebook, tmp_path
-):
+def names(tmp_path):
+    """The names of the runs that made the stages."""
     made = [tmp_path / "out" / name / "stage.json" for name in ("one", "two")]
+    return [json.loads(path.read_text())["run"] for path in made]
 
-    def names():
-        return [json.loads(path.read_text())["run"] for path in made]
 
+def test_a_changed_file_or_earlier_stage_is_made_again(pipeline, tmp_path):
     finish(pipeline())
-    first = names()
-    finish(pipeline("--seed", 1))
-    second = names()
+    first = names(tmp_path)
     (tmp_path / "text.jsonl").write_text('{"text": "b"}\n')
-    finish(pipeline("--seed", 1))
-    third = names()
-    for before, after in ((first, second), (second, third)):
-        assert before[0] != after[0] and before[1] != after[1]
-    write_notebook("two", "pass", STAGE.replace("STAGE", "'two'"))
-    finish(pipeline("--seed", 1))
-    assert names()[0] == third[0] and names()[1] != third[1]
+    finish(pipeline())
+    second = names(tmp_path)
     shutil.rmtree(tmp_path / "out" / "one")  # redone, hence two is redone
-    finish(pipeline("--seed", 1))
-    assert names()[0] != third[0]
+    finish(pipeline())
+    third = names(tmp_path)
+    for stage in (0, 1):
+        assert len({first[stage], second[stage], third[stage]}) == 3
+    assert runs(tmp_path) == {"one": 1, "two": 1}
+
+
+def test_changed_code_costs_nothing_that_was_made(pipeline, write_notebook, tmp_path):
+    finish(pipeline())
+    before = names(tmp_path)
+    write_notebook("two", "pass", STAGE.replace("STAGE", "'two'"))
+    code, out, _ = finish(pipeline())
+    assert code == 0 and "two: is of an older notebook" in out
+    assert names(tmp_path) == before and runs(tmp_path)["two"] == 1
+
+
+def test_a_stage_that_was_run_by_hand_is_taken_over(pipeline, tmp_path):
+    finish(pipeline())
+    (tmp_path / "out" / "one" / "stage.json").unlink()
+    (tmp_path / "out" / "two" / "stage.json").unlink()
+    assert finish(pipeline())[0] == 0
+    assert runs(tmp_path) == {"one": 1, "two": 1}
+
+
+def test_results_of_another_seed_are_not_overwritten(pipeline, tmp_path):
+    finish(pipeline())
+    code, _, err = finish(pipeline("--seed", 1))
+    assert code == 2
+    assert "was made with scale toy, seed 0, not toy, 1" in err and "--out" in err
     assert runs(tmp_path) == {"one": 1, "two": 1}
 
 
@@ -102,9 +121,10 @@ def test_a_failing_stage_is_named_and_kept_for_resuming(
     assert "AssertionError: reason why (partial notebook:" in err
     assert "two failed" in err and "run the same command again" in err
     assert "REPORT" not in out and "Traceback" not in err
-    finish(pipeline())
+    write_notebook("two", STAGE.replace("STAGE", "'two'"))  # mended
+    code, out, _ = finish(pipeline())
+    assert code == 0 and "one: complete" in out
     assert (tmp_path / "out" / "two" / "half").exists()
-    assert runs(tmp_path)["one"] == 1
 
 
 def test_a_stage_that_leaves_no_done_file_has_failed(pipeline, write_notebook):
