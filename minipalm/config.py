@@ -83,7 +83,9 @@ class PPOConfig:
     kl_target: float | None = None  # nats a response; None: β stays fixed
     kl_horizon: int = 10_000  # episodes over which an adaptive β moves
     stop_kl: float | None = None  # nats a token from the old policy; ends the epochs
-    missing_eos_penalty: float = 1.0  # subtracted from the score of an unfinished answer
+    missing_eos_penalty: float = (
+        1.0  # subtracted from the score of an unfinished answer
+    )
     temperature: float = 1.0  # of sampling and of every log-probability
     grad_clip: float = 1.0  # each network on its own
     adam_eps: float = 1e-5

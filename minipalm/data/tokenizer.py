@@ -150,6 +150,25 @@ class BytePairTokenizer(Tokenizer):
         return _json({"kind": "byte pairs", "version": 1, "merges": self.merges})
 
 
+def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
+    """A tokenizer of a kind, "word" or "bpe", with at most vocab_size ids.
+
+    Raises ValueError if the kind is unknown, or the texts hold more words than that.
+    """
+    if kind == "bpe":
+        return BytePairTokenizer.train(texts, merges=vocab_size - SPECIALS - 256)
+    if kind != "word":
+        raise ValueError(f"the kind of tokenizer must be word or bpe (got {kind!r})")
+    tokenizer = WordTokenizer.train(texts)
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"the texts hold {tokenizer.vocab_size - SPECIALS} different words, and a"
+            f" vocabulary of {vocab_size} has room for {vocab_size - SPECIALS}; use"
+            " tokenizer='bpe', or a larger vocab_size, in minipalm/config.py"
+        )
+    return tokenizer
+
+
 def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         wrong = next(i for i in ids if not 0 <= i < vocab_size)

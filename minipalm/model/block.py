@@ -3,6 +3,7 @@
 import math
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ def split_heads(
 ]:
     """Cut C = (H + 2G)·K columns into rotated queries, rotated keys, and values."""
     H, G, K = config.heads, config.kv_heads, config.head_dim
-    heads = qkv.unflatten(-1, (H + 2 * G, K)).transpose(1, 2)
+    heads = rearrange(qkv, "B T (heads K) -> B heads T K", K=K)
     rotated = rotate(heads[:, : H + G], *rope)  # queries and keys in one go
     return rotated[:, :H], rotated[:, H:], heads[:, H + G :]
 
@@ -61,7 +62,7 @@ class ParallelBlock(nn.Module):
         q, k, v = split_heads(qkv, self.config, rope)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        heads = attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        heads = rearrange(attention(q, k, v, mask), "B H T K -> B T (H K)")
         return x + self.w_attention(heads) + self.w_feedforward(swiglu(gate, up))
 
 
@@ -97,15 +98,14 @@ class SerialBlock(nn.Module):
         q, k, v = split_heads(self.w_qkv(self.attention_norm(x)), self.config, rope)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        x = x + self.w_attention(attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        heads = rearrange(attention(q, k, v, mask), "B H T K -> B T (H K)")
+        x = x + self.w_attention(heads)
         gate, up = self.w_gate_up(self.feedforward_norm(x)).chunk(2, dim=-1)
         return x + self.w_feedforward(swiglu(gate, up))
 
 
 @torch.no_grad()
-def init_block(
-    block: nn.Module, depth: int, generator: torch.Generator | None
-) -> None:
+def init_block(block: nn.Module, depth: int, generator: torch.Generator | None) -> None:
     """Draw a block's matrices from N(0, 1/fan_in); those that write to the residual
     stream are divided by √depth besides, so that the sum over layers keeps its size.
     """

@@ -104,8 +104,8 @@ def generate(
     """
     if not (prompt_mask[:, -1].all() and (prompt_mask.long().diff() >= 0).all()):
         raise ValueError(
-            "prompts must be left-padded and not empty: prompt_mask must be False, ..., "
-            "False, True, ..., True in every row"
+            "prompts must be left-padded and not empty: every row of prompt_mask must "
+            "be False, ..., False, True, ..., True"
         )
     B, P = prompts.shape
     responses = prompts.new_zeros(B, max_new_tokens)

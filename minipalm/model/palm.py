@@ -103,7 +103,7 @@ def count_parameters(config: PaLMConfig) -> int:
     A layer has D·(H + 2G)·K for q, k, v, D·2M for gate and up, H·K·D and M·D for the
     two ways out, D for its norm; the model adds V·D (tied) and D for the last norm.
 
-    Example: dim 4096, depth 32, heads 16, head_dim 64, vocabulary 256 has 6.729 billion.
+    Example: dim 4096, depth 32, heads 16, head_dim 64, vocabulary 256: 6.729 billion.
     """
     D, K, M = config.dim, config.head_dim, config.ff_dim
     attention = D * config.qkv_dim + config.heads * K * D

@@ -16,7 +16,7 @@ class Critic(nn.Module):
     Args:
         trunk: a language model; the critic keeps it (no copy).
 
-    The network is separate from the policy's, so that its errors cannot move the policy.
+    It is a network of its own, so that its errors cannot move the policy.
     """
 
     def __init__(self, trunk: PaLM) -> None:
@@ -45,8 +45,8 @@ def critic_from_reward_model(reward_model: RewardModel) -> Critic:
     """A critic that starts as a copy of the reward model, in its normalised units.
 
     The reward model answers (w·h + b − mean) / std. Folding mean and std into the head,
-    w / std and (b − mean) / std, makes the critic's first guesses agree with the rewards
-    that it will see; without it they are off by the raw scale.
+    w / std and (b − mean) / std, gives the critic the units of
+    the rewards that it will see; without it, it starts off by the raw scale.
 
     Source: Ouyang et al. 2022, InstructGPT (arXiv 2203.02155), appendix C.4, for the
     start from the reward model.

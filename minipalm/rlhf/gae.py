@@ -32,8 +32,8 @@ def gae(
     Returns:
         advantages and returns, without a gradient; 0 where mask is False.
 
-    Example: r = (0, 0, 1), V = (.5, .6, .7), γ = 1, λ = .95 gives A = (.46575, .385, .3)
-    and R = (.96575, .985, 1).
+    Example: r = (0, 0, 1), V = (.5, .6, .7), γ = 1, λ = .95 gives
+    A = (.46575, .385, .3) and R = (.96575, .985, 1).
 
     Source: Schulman et al. 2015 (arXiv 1506.02438), equations 16 and 11.
     """

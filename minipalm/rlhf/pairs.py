@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from minipalm.data.batches import pad_left, pad_right, prompt_ids, response_ids
 from minipalm.data.datasets import Preference
 from minipalm.data.tokenizer import Tokenizer
+from minipalm.rlhf.answers import Answers
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,26 @@ class Pairs:
                 )
             ),
         )
+
+
+def pairs_of(first: Answers, second: Answers, first_is_better: Sequence[bool]) -> Pairs:
+    """Comparisons of two answers to each prompt, as the labels say.
+
+    Args:
+        first, second: answers to the same prompts.
+        first_is_better: which of the two won, for each prompt.
+    """
+    prompts, prompt_mask, one, one_mask = first.tokens
+    _, _, two, two_mask = second.tokens
+    won = torch.tensor(first_is_better, device=one.device)[:, None]
+    return Pairs(
+        prompts,
+        prompt_mask,
+        torch.where(won, one, two),
+        torch.where(won, one_mask, two_mask),
+        torch.where(won, two, one),
+        torch.where(won, two_mask, one_mask),
+    )
 
 
 def encode_pairs(

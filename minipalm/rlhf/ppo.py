@@ -113,6 +113,43 @@ def minibatches(
             yield rollout[rows.to(rollout.prompts.device)]
 
 
+def minibatch_gradients(
+    policy: PaLM,
+    critic: Critic,
+    micro: Rollout,
+    total: Float[Tensor, ""],
+    config: PPOConfig,
+    stats: PPOStats,
+) -> None:
+    """Add the gradients, and the stats, of some rows; the minibatch has total tokens."""
+    logits = response_logits(policy, *micro.tokens, temperature=config.temperature)
+    logprobs = token_logprobs(logits, micro.responses)
+    loss = policy_loss(
+        logprobs, micro.logprobs, micro.advantages, micro.mask, config.clip, total
+    )
+    objective = loss
+    if config.entropy_coef:
+        bonus = masked_mean(entropy(logits), micro.mask, total)
+        objective = loss - config.entropy_coef * bonus
+    objective.backward()
+
+    values = critic(*micro.tokens)
+    error = value_loss(
+        values, micro.values, micro.returns, micro.mask, config.value_clip, total
+    )
+    error.backward()
+
+    with torch.no_grad():
+        ratio = (logprobs - micro.logprobs).exp()
+        outside = ((ratio - 1).abs() > config.clip).float()
+        moved = k3(micro.logprobs, logprobs)
+        stats.policy_loss += loss.item()
+        stats.value_loss += error.item()
+        stats.ratio += masked_mean(ratio, micro.mask, total).item()
+        stats.clip_fraction += masked_mean(outside, micro.mask, total).item()
+        stats.approx_kl += masked_mean(moved, micro.mask, total).item()
+
+
 def ppo_update(
     policy: PaLM,
     critic: Critic,
@@ -141,7 +178,7 @@ def ppo_update(
         stats = PPOStats(steps=1)
         for part in range(0, len(batch), config.micro_batch or len(batch)):
             micro = batch[part : part + (config.micro_batch or len(batch))]
-            _backward(policy, critic, micro, total, config, stats)
+            minibatch_gradients(policy, critic, micro, total, config, stats)
         if config.stop_kl is not None and stats.approx_kl > config.stop_kl:
             policy_optimizer.zero_grad()
             critic_optimizer.zero_grad()
@@ -159,41 +196,3 @@ def ppo_update(
         for field in fields(PPOStats)
     }
     return PPOStats(**{**means, "steps": len(done)})
-
-
-def _backward(
-    policy: PaLM,
-    critic: Critic,
-    micro: Rollout,
-    total: Float[Tensor, ""],
-    config: PPOConfig,
-    stats: PPOStats,
-) -> None:
-    """Add the gradients of some rows of a minibatch of `total` tokens, and the stats."""
-    answers = (micro.prompts, micro.prompt_mask, micro.responses, micro.mask)
-    logits = response_logits(policy, *answers, temperature=config.temperature)
-    logprobs = token_logprobs(logits, micro.responses)
-    loss = policy_loss(
-        logprobs, micro.logprobs, micro.advantages, micro.mask, config.clip, total
-    )
-    objective = loss
-    if config.entropy_coef:
-        bonus = masked_mean(entropy(logits), micro.mask, total)
-        objective = loss - config.entropy_coef * bonus
-    objective.backward()
-
-    values = critic(*answers)
-    error = value_loss(
-        values, micro.values, micro.returns, micro.mask, config.value_clip, total
-    )
-    error.backward()
-
-    with torch.no_grad():
-        ratio = (logprobs - micro.logprobs).exp()
-        outside = ((ratio - 1).abs() > config.clip).float()
-        moved = k3(micro.logprobs, logprobs)
-        stats.policy_loss += loss.item()
-        stats.value_loss += error.item()
-        stats.ratio += masked_mean(ratio, micro.mask, total).item()
-        stats.clip_fraction += masked_mean(outside, micro.mask, total).item()
-        stats.approx_kl += masked_mean(moved, micro.mask, total).item()

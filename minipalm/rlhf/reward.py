@@ -21,11 +21,14 @@ class RewardModel(nn.Module):
             averages the token scores over the answer.
         generator: draws the head from N(0, 1/(D+1)); its bias is 0.
 
-    The raw score has no zero and no unit, since comparisons do not see them. `fit_scale`
-    gives it both: SFT samples then have mean 0 and standard deviation 1.
+    The raw score has no zero and no unit, since comparisons do not see them.
+    `fit_scale` gives it both: SFT samples then have mean 0 and standard deviation 1.
 
     Source: Stiennon et al. 2020 (arXiv 2009.01325), section 3.4, for head and loss.
     """
+
+    mean: Tensor  # of the raw scores of SFT samples
+    std: Tensor
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class RewardModel(nn.Module):
         std = 1 / math.sqrt(trunk.config.dim + 1)
         nn.init.normal_(self.head.weight, std=std, generator=generator)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.zeros(()))  # of raw scores of SFT samples
+        self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
     def forward(
@@ -61,7 +64,9 @@ class RewardModel(nn.Module):
         ids = torch.cat([prompts, responses], dim=1)
         segments = torch.cat([prompt_mask, mask], dim=1).long()
         hidden = self.trunk.hidden(ids, segments)[:, prompts.shape[1] :]
-        return (self.head(pool(hidden, mask, self.pooling))[:, 0] - self.mean) / self.std
+        return (
+            self.head(pool(hidden, mask, self.pooling))[:, 0] - self.mean
+        ) / self.std
 
     @torch.no_grad()
     def fit_scale(self, scores: Float[Tensor, "N"]) -> None:

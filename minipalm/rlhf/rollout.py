@@ -11,6 +11,7 @@ from minipalm.config import PPOConfig
 from minipalm.data.tokenizer import Tokenizer
 from minipalm.model.generate import generate
 from minipalm.model.palm import PaLM
+from minipalm.rlhf.answers import Tokens, answers_of
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.gae import gae, whiten
 from minipalm.rlhf.kl import k1
@@ -49,6 +50,11 @@ class Rollout:
     advantages: Float[Tensor, "B T"]
     returns: Float[Tensor, "B T"]
 
+    @property
+    def tokens(self) -> Tokens:
+        """What the models take."""
+        return self.prompts, self.prompt_mask, self.responses, self.mask
+
     def __len__(self) -> int:
         return len(self.prompts)
 
@@ -57,7 +63,7 @@ class Rollout:
 
 
 def text_reward(
-    function: Callable[[str, str, bool], float], tokenizer: Tokenizer, eos_id: int
+    function: Callable[[str, str, bool], float], tokenizer: Tokenizer
 ) -> Reward:
     """Make a reward of a Python function of the texts.
 
@@ -65,23 +71,15 @@ def text_reward(
         function: (prompt, response, finished) to a number; finished says whether the
             answer has ended by itself.
         tokenizer: turns tokens into texts again.
-        eos_id: the token that ends an answer.
     """
 
     def reward(
         prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor
     ) -> Tensor:
-        scores = [
-            function(
-                tokenizer.decode(prompt[seen].tolist()),
-                tokenizer.decode(response[kept].tolist()),
-                bool((response[kept] == eos_id).any()),
-            )
-            for prompt, seen, response, kept in zip(
-                prompts, prompt_mask, responses, mask, strict=True
-            )
-        ]
-        return torch.tensor(scores, dtype=torch.float32, device=prompts.device)
+        answers = answers_of((prompts, prompt_mask, responses, mask), tokenizer)
+        told = zip(answers.prompts, answers.texts, answers.finished)
+        scores = [float(function(*one)) for one in told]
+        return torch.tensor(scores, device=prompts.device)
 
     return reward
 

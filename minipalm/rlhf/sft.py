@@ -32,9 +32,7 @@ class Rows:
         return Rows(self.ids[rows], self.segments[rows], self.mask[rows])
 
     def to(self, device: torch.device) -> "Rows":
-        return Rows(
-            self.ids.to(device), self.segments.to(device), self.mask.to(device)
-        )
+        return Rows(self.ids.to(device), self.segments.to(device), self.mask.to(device))
 
 
 Example = tuple[list[int], list[int]]  # the tokens of prompt and of response
@@ -83,8 +81,8 @@ def pack_examples(examples: Sequence[Example], width: int) -> Rows:
         need = len(example[0]) + len(example[1])
         if need > width:
             raise ValueError(
-                f"example {i} has {need} tokens and a row {width}: cut it, or widen the "
-                "row"
+                f"example {i} has {need} tokens and a row {width}: cut it, or widen "
+                "the row"
             )
         while first < len(rows) and room[first] < shortest:
             first += 1

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, read, or used here."""
 
 
-def module_tensors(modules: dict[str, nn.Module]) -> Tensors:
+def module_tensors(modules: Mapping[str, nn.Module]) -> Tensors:
     """Weights and buffers by name: "policy.norm.weight", ..."""
     return {
         f"{name}.{key}": tensor.contiguous()
@@ -28,7 +29,7 @@ def module_tensors(modules: dict[str, nn.Module]) -> Tensors:
     }
 
 
-def optimizer_tensors(optimizers: dict[str, torch.optim.Optimizer]) -> Tensors:
+def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> Tensors:
     """What the optimizers remember, by weight number: "policy_optimizer.0.exp_avg"."""
     return {
         f"{name}.{number}.{key}": tensor
@@ -66,8 +67,8 @@ def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> N
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"{folder}: the checkpoint could not be written ({error}). Earlier ones are "
-            "whole: make room on the disk and run again to resume."
+            f"{folder}: the checkpoint could not be written ({error}). Earlier ones "
+            "are whole: make room on the disk and run again to resume."
         ) from error
 
 
@@ -82,12 +83,12 @@ def read_state(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder}: expected a checkpoint ({TENSORS} and {STATE}), found no {STATE}."
+            f"{folder}: expected a checkpoint, {TENSORS} and {STATE}, found no {STATE}."
         ) from None
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: expected JSON, found something else ({error}). Delete {folder} and "
-            "run again."
+            f"{path}: expected JSON, found something else ({error}). Delete {folder} "
+            "and run again."
         ) from None
 
 
@@ -95,7 +96,7 @@ def read_tensors(folder: Path, prefix: str) -> Tensors:
     """The tensors whose names begin with `prefix.`, without it. Nothing is unpickled.
 
     Raises:
-        CheckpointError: the file is missing, truncated, a pickle, or has no such tensor.
+        CheckpointError: the file is missing, truncated, a pickle, or lacks the tensors.
     """
     path = folder / TENSORS
     try:
@@ -103,12 +104,14 @@ def read_tensors(folder: Path, prefix: str) -> Tensors:
             names = [n for n in file.keys() if n.startswith(f"{prefix}.")]  # noqa: SIM118
             tensors = {n[len(prefix) + 1 :]: file.get_tensor(n) for n in names}
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: expected a checkpoint, found no file.") from None
+        raise CheckpointError(
+            f"{path}: expected a checkpoint, found no file."
+        ) from None
     except SafetensorError as error:
         start = path.read_bytes()[:4] if path.is_file() else b""
         if start[:2] == b"PK" or start[:1] == b"\x80":
             raise CheckpointError(
-                f"{path}: this is a pickle, which could run any code when it is loaded. "
+                f"{path}: this is a pickle, which could run any code when loaded. "
                 "minipalm reads safetensors only: save it with safetensors.torch."
             ) from None
         raise CheckpointError(
@@ -133,15 +136,13 @@ def load_module(module: nn.Module, folder: Path, name: str) -> None:
         want = tuple(wanted[key].shape) if key in wanted else "nothing"
         if have != want:
             raise CheckpointError(
-                f"{folder / TENSORS}: {name}.{key} has shape {have}, and this model needs "
-                f"{want}. Was it trained at another scale, or with another tokenizer?"
+                f"{folder / TENSORS}: {name}.{key} has shape {have}, and this model "
+                f"needs {want}. Was it trained at another scale or with other words?"
             )
     module.load_state_dict(found)
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, folder: Path, name: str
-) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, name: str) -> None:
     """Fill an optimizer with what a checkpoint remembers of it."""
     memory: dict[int, dict[str, Tensor]] = {}
     for key, tensor in read_tensors(folder, name).items():

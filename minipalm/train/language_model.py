@@ -1,6 +1,5 @@
 """Pretraining: predict the next token of a long stream of text."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor

@@ -56,7 +56,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def optimizer_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, step: int
 ) -> float:
-    """Clip the gradient, step at the scheduled rate, clear; the norm before clipping."""
+    """Clip the gradient, step at the scheduled rate; gives the norm before clipping."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     share = lr_scale(step, config.steps, config.warmup, config.final_lr)
     set_lr(optimizer, config.lr * share)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from minipalm.config import PPOConfig

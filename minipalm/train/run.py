@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from minipalm.data.files import write_text
 from minipalm.train.checkpoint import (
-    CheckpointError,
     load_module,
     load_optimizer,
     module_tensors,
@@ -23,9 +22,9 @@ from minipalm.train.checkpoint import (
     write_checkpoint,
 )
 
-Modules = dict[str, nn.Module]
-Optimizers = dict[str, torch.optim.Optimizer]
-Generators = dict[str, torch.Generator]
+Modules = Mapping[str, nn.Module]
+Optimizers = Mapping[str, torch.optim.Optimizer]
+Generators = Mapping[str, torch.Generator]
 
 
 class TrainingError(RuntimeError):
@@ -122,10 +121,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, float]]:
         """All lines logged so far."""
-        if not self.metrics_path.exists():
-            return []
-        lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return read_metrics(self.folder)
 
     def check_finite(self, step: int, **values: float) -> None:
         """Stop at once when a loss is no number.
@@ -137,8 +133,8 @@ class Run:
             if not math.isfinite(value):
                 kept = f"checkpoint {self.saved_step}" if self.saved_step else "nothing"
                 raise TrainingError(
-                    f"{self.folder.name}: {name} is {value} at step {step}; kept: {kept}. "
-                    "Try a smaller learning rate, and look at metrics.jsonl for where it "
+                    f"{self.folder.name}: {name} is {value} at step {step}; kept: "
+                    f"{kept}. Try a smaller learning rate; metrics.jsonl says where it "
                     "began."
                 )
 
@@ -165,16 +161,9 @@ def progress(start: int, steps: int, name: str) -> Iterator[tuple[int, tqdm]]:
             bar.update()
 
 
-def finished(folder: Path, stage: str) -> Path:
-    """The last checkpoint of a finished stage, for the stage after it.
-
-    Raises:
-        CheckpointError: that stage has not run to its end.
-    """
-    checkpoint = max(folder.glob("step-*"), default=None)
-    if checkpoint is None or not (folder / "done.json").exists():
-        raise CheckpointError(
-            f"{folder}: expected the result of {stage}, which has not run to its end "
-            "there. Run it first (./course run does all in order)."
-        )
-    return checkpoint
+def read_metrics(folder: Path | str) -> list[dict[str, float]]:
+    """The metrics of a run by its folder: one dict a step."""
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]

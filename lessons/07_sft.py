@@ -1,0 +1,155 @@
+# %% [markdown]
+# # 07 · Supervised fine-tuning
+#
+# You teach both models to answer. A demonstration is a prompt and a good response;
+# the models learn to continue the one with the other. The loss counts the response
+# only, and rows are packed so that little of the work is padding.
+
+# %% tags=["parameters"]
+scale = "toy"
+seed = 0
+out = "runs/toy"
+demonstrations = "data/demonstrations.jsonl"
+
+# %%
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from minipalm import plot
+from minipalm.config import OptimConfig, get_preset
+from minipalm.data.batches import pad_left, prompt_ids, response_ids
+from minipalm.data.datasets import check_window, read_demonstrations
+from minipalm.data.tokenizer import load_tokenizer
+from minipalm.model.generate import generate
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.sft import Example, Rows, fill_rows, pad_examples
+from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
+from minipalm.train.run import Run, progress, read_metrics
+from minipalm.train.stage import finish_stage, finished_stage, load_result
+
+# %%
+preset = get_preset(scale)
+tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
+config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
+trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
+policy = load_result(PaLM(config), out, "06_palm", "policy", tokenizer)
+trunk = load_result(PaLM(trunk_config), out, "06_palm", "trunk", tokenizer)
+
+# %%
+demos = read_demonstrations(demonstrations)
+check_window(demos, tokenizer, preset.window)
+for demo in demos[:3]:
+    print(demo.prompt, "→", demo.response)
+
+# %% [markdown]
+# ## Pack
+#
+# Responses have different lengths. Padded to the longest, much of each row is empty;
+# packed, several demonstrations share a row. They do not see each other: attention
+# stays within a segment, and positions start again with each. So packing changes no
+# number, it only leaves less to compute.
+
+# %% tags=["define"]
+from minipalm.rlhf.sft import pack_examples
+
+# %%
+examples = [
+    (prompt_ids(tokenizer, demo.prompt), response_ids(tokenizer, demo.response))
+    for demo in demos
+]
+kept_back = max(len(examples) // 20, 1)
+heldout = pad_examples(examples[:kept_back])
+packed = pack_examples(examples[kept_back:], preset.window)
+padded = pad_examples(examples[kept_back : kept_back + 24])
+plot.packing(padded.segments, packed.segments[:24])
+
+# %% [markdown]
+# ## The loss
+#
+# $$L = -\frac{1}{\sum m_t} \sum_t m_t \log \pi(y_t \mid x, y_{<t})$$
+#
+# The mask $m$ is 1 at response tokens, the end-of-sequence token included: a model
+# that is never asked to end does not learn to.
+
+# %% tags=["define"]
+from minipalm.rlhf.sft import sft_loss
+
+# %%
+with torch.no_grad():
+    few = examples[kept_back : kept_back + 24]
+    one = sft_loss(policy, pad_examples(few)).item()
+    two = sft_loss(policy, pack_examples(few, preset.window)).item()
+print(f"loss padded {one:.6f}, packed {two:.6f}")
+
+# %% [markdown]
+# ## Train
+
+# %% tags=["define"]
+from minipalm.train.sft import train_sft
+
+# %%
+for name, model in {"policy": policy, "trunk": trunk}.items():
+    run = Run(
+        f"{out}/07_sft/{name}",
+        seed=seed,
+        model=asdict(model.config),
+        optim=asdict(preset.sft),
+        tokenizer=tokenizer.fingerprint,
+    )
+    train_sft(model, packed, preset.sft, run, seed, preset.checkpoint_every)
+
+# %%
+curves = {name: read_metrics(f"{out}/07_sft/{name}") for name in ("policy", "trunk")}
+plot.loss_curves(curves, "nats a response token", title="Imitating the demonstrations")
+
+# %%
+with torch.no_grad():
+    heldout_loss = {
+        "policy": sft_loss(policy, heldout).item(),
+        "trunk": sft_loss(trunk, heldout).item(),
+    }
+for name, loss in heldout_loss.items():
+    print(f"{name}: {loss:.3f} nats a response token on unseen demonstrations")
+
+# %% [markdown]
+# ## Use it
+#
+# The policy now answers. Some answers are good, most have a flaw: a wrong mood, a slip
+# of grammar. It imitates its teachers, slips included.
+
+# %%
+asked = [demo.prompt for demo in demos[:6]]
+ids, mask = pad_left([prompt_ids(tokenizer, p) for p in asked], preset.max_prompt)
+sampled = generate(
+    policy,
+    ids,
+    mask,
+    max_new_tokens=preset.max_response,
+    eos_id=tokenizer.eos_id,
+    generator=torch.Generator().manual_seed(seed),
+)
+for prompt, response, kept in zip(asked, sampled.responses, sampled.mask, strict=True):
+    print(prompt, "→", tokenizer.decode(response[kept].tolist()))
+
+# %% [markdown]
+# ## What changed
+#
+# The policy answers as its teachers do, and no better: imitation has no notion of
+# better. For that you need somebody who compares two answers, which is the next
+# lesson.
+
+# %%
+finish_stage(
+    out,
+    "07_sft",
+    {"policy": policy, "trunk": trunk},
+    tokenizer,
+    scale=scale,
+    seed=seed,
+    heldout_loss=heldout_loss,
+)

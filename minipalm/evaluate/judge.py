@@ -1,0 +1,91 @@
+"""Judge answers from every side: the true reward, the proxy, the distance travelled."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minipalm.data.gold import GoldParts, gold_parts
+from minipalm.data.lexicon import is_tinytales_prompt
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.answers import Answers
+from minipalm.rlhf.kl import exact_kl
+from minipalm.rlhf.logprobs import response_logits
+from minipalm.rlhf.reward import RewardModel
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What each answer is worth; entry n of all is about answer n.
+
+    Attributes:
+        answers: the answers themselves.
+        gold: the true reward's parts; None where a prompt is not a TinyTales one.
+        proxy: the reward model's score, in standard deviations of SFT samples.
+        kl: exact KL(policy ‖ reference), summed over the answer, nats.
+    """
+
+    answers: Answers
+    gold: list[GoldParts] | None
+    proxy: Float[Tensor, "N"]
+    kl: Float[Tensor, "N"]
+
+    def gold_totals(self) -> Float[Tensor, "N"]:
+        """The gold reward of each answer, 0 to 10; NaN where there is none."""
+        if self.gold is None:
+            return torch.full_like(self.proxy, torch.nan)
+        return torch.tensor([parts.total for parts in self.gold])
+
+    def row(self) -> dict[str, float | None]:
+        """Means over the answers: a row of the results table."""
+        parts = [field.name for field in fields(GoldParts)]
+        row: dict[str, float | None] = dict.fromkeys(["gold", "gold_sd", *parts])
+        if self.gold is not None:
+            totals = self.gold_totals()
+            row["gold"], row["gold_sd"] = totals.mean().item(), totals.std().item()
+            for name in parts:
+                row[name] = sum(getattr(one, name) for one in self.gold) / len(totals)
+        mask = self.answers.tokens[3]
+        return {
+            **row,
+            "proxy": self.proxy.mean().item(),
+            "kl": self.kl.mean().item(),
+            "tokens": mask.sum(1).float().mean().item(),
+            "unfinished": 1 - sum(self.answers.finished) / len(mask),
+        }
+
+
+def gold_of(answers: Answers) -> list[GoldParts] | None:
+    """The gold reward of each answer; None if any prompt is not a TinyTales one."""
+    if not all(is_tinytales_prompt(prompt) for prompt in answers.prompts):
+        return None
+    told = zip(answers.prompts, answers.texts, answers.finished, strict=True)
+    return [gold_parts(*one) for one in told]
+
+
+@torch.no_grad()
+def judge(
+    answers: Answers,
+    policy: PaLM,
+    reference: PaLM,
+    reward_model: RewardModel,
+    batch_size: int = 256,
+) -> Judged:
+    """Work out what the answers are worth.
+
+    Args:
+        answers: of the policy, at temperature 1.
+        policy: gave the answers.
+        reference: what the KL is measured from.
+        reward_model: gives the proxy score.
+        batch_size: answers at a time.
+    """
+    proxy, kl = [], []
+    for some in answers.token_batches(batch_size):
+        moved = exact_kl(response_logits(policy, *some), response_logits(reference, *some))
+        kl.append(torch.where(some[3], moved, 0.0).sum(1))
+        proxy.append(reward_model(*some))
+    return Judged(
+        answers, gold_of(answers), torch.cat(proxy).cpu(), torch.cat(kl).cpu()
+    )

@@ -1,0 +1,96 @@
+"""Ask a policy many prompts, and keep its answers as tokens and as texts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from minipalm.data.batches import pad_left, prompt_ids
+from minipalm.data.tokenizer import Tokenizer
+from minipalm.model.generate import generate
+from minipalm.model.palm import PaLM
+
+Tokens = tuple[
+    Int[Tensor, "N P"], Bool[Tensor, "N P"], Int[Tensor, "N T"], Bool[Tensor, "N T"]
+]  # prompts, prompt_mask (left-padded), responses, mask (right-padded)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One answer to each prompt; entry n of all is about prompt n.
+
+    Attributes:
+        prompts, texts: prompts and answers as texts.
+        finished: whether the answer ended by itself.
+        tokens: what the models take. These are the tokens that were sampled, not those
+            of `texts` encoded again.
+    """
+
+    prompts: list[str]
+    texts: list[str]
+    finished: list[bool]
+    tokens: Tokens
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def token_batches(self, size: int) -> Iterator[Tokens]:
+        """The tokens of `size` answers at a time."""
+        prompts, prompt_mask, responses, mask = (x.split(size) for x in self.tokens)
+        yield from zip(prompts, prompt_mask, responses, mask)
+
+
+def answers_of(tokens: Tokens, tokenizer: Tokenizer) -> Answers:
+    """The texts of sampled tokens."""
+    prompts, prompt_mask, responses, mask = tokens
+    asked = [row[seen].tolist() for row, seen in zip(prompts, prompt_mask)]
+    told = [row[kept].tolist() for row, kept in zip(responses, mask)]
+    return Answers(
+        prompts=[tokenizer.decode(row) for row in asked],
+        texts=[tokenizer.decode(row) for row in told],
+        finished=[row[-1] == tokenizer.eos_id for row in told],
+        tokens=tokens,
+    )
+
+
+def answer(
+    policy: PaLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_prompt: int,
+    max_response: int,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    batch_size: int = 256,
+) -> Answers:
+    """Sample one answer to each prompt, without filters.
+
+    Args:
+        policy: answers.
+        prompts: may repeat.
+        max_prompt, max_response: P and T, in tokens.
+        generator: draws the tokens; on the policy's device.
+        temperature: see `sampling_law`.
+        batch_size: answers at a time.
+    """
+    device = policy.embedding.weight.device
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    padded, prompt_mask = (x.to(device) for x in pad_left(ids, max_prompt))
+    sampled = [
+        generate(
+            policy,
+            padded[start : start + batch_size],
+            prompt_mask[start : start + batch_size],
+            max_new_tokens=max_response,
+            eos_id=tokenizer.eos_id,
+            generator=generator,
+            temperature=temperature,
+        )
+        for start in range(0, len(prompts), batch_size)
+    ]
+    responses = torch.cat([one.responses for one in sampled])
+    mask = torch.cat([one.mask for one in sampled])
+    return answers_of((padded, prompt_mask, responses, mask), tokenizer)

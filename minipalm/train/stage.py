@@ -1,0 +1,98 @@
+"""A stage of the pipeline: it finds the result of those before it, and leaves its own.
+
+runs/toy/07_sft/          one folder a stage
+    policy/               a training run (see Run)
+    result/               the weights that later stages read
+    done.json             written last: the stage is complete
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from minipalm.data.files import write_text
+from minipalm.data.tokenizer import Tokenizer
+from minipalm.train.checkpoint import (
+    CheckpointError,
+    load_module,
+    module_tensors,
+    read_state,
+    write_checkpoint,
+)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class StageError(RuntimeError):
+    """A stage cannot begin, since one before it has not ended."""
+
+
+def finish_stage(
+    out: Path | str,
+    stage: str,
+    modules: Mapping[str, nn.Module],
+    tokenizer: Tokenizer,
+    **summary: Any,
+) -> None:
+    """Leave a stage's result for later stages, then mark the stage as complete.
+
+    Args:
+        out: folder of the pipeline's run, such as runs/toy.
+        stage: such as 07_sft.
+        modules: their weights are kept, under these names.
+        tokenizer: which the modules were trained with.
+        summary: numbers and strings for done.json; `scale` and `seed` among them.
+    """
+    folder = Path(out) / stage
+    if modules:
+        state = {"tokenizer": tokenizer.fingerprint}
+        write_checkpoint(folder / "result", module_tensors(modules), state)
+    write_text(folder / "done.json", json.dumps(summary, indent=1) + "\n")
+
+
+def finished_stage(out: Path | str, stage: str) -> Path:
+    """The folder of a complete stage.
+
+    Raises:
+        StageError: it has not run to its end.
+    """
+    folder = Path(out) / stage
+    if not (folder / "done.json").is_file():
+        raise StageError(
+            f"{folder}: expected the result of {stage}, which has not run to its end "
+            "there. Run it first; ./course run does all stages in order."
+        )
+    return folder
+
+
+def stage_summary(out: Path | str, stage: str) -> dict[str, Any]:
+    """What `finish_stage` was given as summary.
+
+    Raises:
+        StageError: the stage has not run to its end.
+    """
+    text = (finished_stage(out, stage) / "done.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def load_result(
+    module: Model, out: Path | str, stage: str, name: str, tokenizer: Tokenizer
+) -> Model:
+    """Fill a module with what a complete stage left under a name, and return it.
+
+    Raises:
+        StageError: the stage has not run to its end.
+        CheckpointError: the weights do not fit, or came from another tokenizer.
+    """
+    result = finished_stage(out, stage) / "result"
+    if read_state(result)["tokenizer"] != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{result}: was trained with another tokenizer than this one, so its "
+            "token numbers mean other words. Use the tokenizer.json of the same "
+            f"`out`, or run {stage} again."
+        )
+    load_module(module, result, name)
+    return module
