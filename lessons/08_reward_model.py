@@ -159,9 +159,9 @@ plot.loss_curves(
 with torch.no_grad():
     chosen, rejected = score_pairs(reward_model, test_pairs)
 result = {
-    "accuracy": accuracy(chosen, rejected).rate,
+    "accuracy": accuracy(chosen, rejected),
     "bayes": bayes,
-    "ece": expected_calibration_error(chosen, rejected),
+    "ece": expected_calibration_error(reliability(chosen, rejected)),
     "length_auc": length_auc(
         test_pairs.chosen_mask.sum(1), test_pairs.rejected_mask.sum(1)
     ),

@@ -17,6 +17,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
@@ -27,8 +28,8 @@ from minipalm.config import get_preset
 from minipalm.data.datasets import check_prompt_lengths, read_prompts
 from minipalm.data.files import write_text
 from minipalm.data.tokenizer import load_tokenizer
-from minipalm.evaluate.judge import judge, over_optimisation
-from minipalm.evaluate.statistics import Interval
+from minipalm.evaluate.judge import judge
+from minipalm.evaluate.statistics import Interval, over_optimisation, wins
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.reward import RewardModel
@@ -106,7 +107,7 @@ for split in splits:
     compared[split] = {"sft": before, "ppo": after, "win_rate": None, "gain_sd": None}
     if sft.gold is not None:
         rate = win_rate(ppo.gold_totals(), sft.gold_totals())
-        compared[split]["win_rate"] = {**rate._asdict(), "n": preset.eval_samples}
+        compared[split]["win_rate"] = rate._asdict()
         compared[split]["gain_sd"] = (after["gold"] - before["gold"]) / before[
             "gold_sd"
         ]
@@ -171,7 +172,9 @@ for sample in samples:
 # the penalty is taken away.
 
 # %%
-fallen = [curves[beta] for beta in curves if float(beta) == 0]
+fall = None
+if "0" in curves and all(step["gold"] is not None for step in curves["0"]):
+    fall = over_optimisation(curves["0"])._asdict()
 losses = {
     "pretrain": ("06_palm/policy", "loss"),
     "sft": ("07_sft/policy", "loss"),
@@ -185,7 +188,7 @@ evaluation = {
     "prompts": compared,
     "reward_model": stage_summary(out, "08_reward_model"),
     "curves": curves,
-    "over_optimisation": over_optimisation(fallen[0]) if fallen else None,
+    "over_optimisation": fall,
     "samples": samples,
     "losses": {
         name: [[step["step"], step[key]] for step in read_metrics(f"{out}/{folder}")]

@@ -21,18 +21,18 @@ class CheckpointError(RuntimeError):
 
 
 def module_tensors(modules: Mapping[str, nn.Module]) -> Tensors:
-    """Weights and buffers by name: "policy.norm.weight", ..."""
+    """Weights and buffers by name: "policy/norm.weight", ..."""
     return {
-        f"{name}.{key}": tensor.contiguous()
+        f"{name}/{key}": tensor.contiguous()
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
 
 
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> Tensors:
-    """What the optimizers remember, by weight number: "policy_optimizer.0.exp_avg"."""
+    """What the optimizers remember, by weight number: "policy_optimizer/0.exp_avg"."""
     return {
-        f"{name}.{number}.{key}": tensor
+        f"{name}/{number}.{key}": tensor
         for name, optimizer in optimizers.items()
         for number, memory in optimizer.state_dict()["state"].items()
         for key, tensor in memory.items()
@@ -93,7 +93,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, prefix: str) -> Tensors:
-    """The tensors whose names begin with `prefix.`, without it. Nothing is unpickled.
+    """The tensors whose names begin with `prefix/`, without it. Nothing is unpickled.
 
     Raises:
         CheckpointError: the file is missing, truncated, a pickle, or lacks the tensors.
@@ -101,7 +101,7 @@ def read_tensors(folder: Path, prefix: str) -> Tensors:
     path = folder / TENSORS
     try:
         with safe_open(path, framework="pt") as file:
-            names = [n for n in file.keys() if n.startswith(f"{prefix}.")]  # noqa: SIM118
+            names = [n for n in file.keys() if n.startswith(f"{prefix}/")]  # noqa: SIM118
             tensors = {n[len(prefix) + 1 :]: file.get_tensor(n) for n in names}
     except FileNotFoundError:
         raise CheckpointError(

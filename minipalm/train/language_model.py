@@ -60,7 +60,7 @@ def train_language_model(
     optimizer = adamw(model, config.weight_decay, config.betas)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
-    for step, bar in progress(start, config.steps, run.folder.name):
+    for step, bar in progress(start, config.steps, run.name):
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
         loss = 0.0
         for part in micro_batches(chosen, config.micro_batch):

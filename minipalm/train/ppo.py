@@ -91,7 +91,7 @@ def train_ppo(
     generators = {"generator": generator, "sampler": sampler}
     start, state = run.resume(modules, optimizers, generators)
     kl.coef = state.get("kl_coef", kl_coef)
-    for step, bar in progress(start, config.iterations, run.folder.name):
+    for step, bar in progress(start, config.iterations, run.name):
         rows = torch.randint(len(prompts), (config.batch_size,), generator=generator)
         rollout = collect(
             policy,

@@ -34,7 +34,7 @@ def train_reward_model(
     optimizer = adamw(model, optim.weight_decay, optim.betas)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
-    for step, bar in progress(start, optim.steps, run.folder.name):
+    for step, bar in progress(start, optim.steps, run.name):
         chosen_rows = batch_rows(len(pairs), optim.batch_size, step, seed)
         loss = accuracy = 0.0
         for part in micro_batches(chosen_rows, optim.micro_batch):

@@ -47,6 +47,7 @@ class Run:
 
     def __init__(self, folder: Path | str, **settings: Any) -> None:
         self.folder = Path(folder)
+        self.name = "/".join(self.folder.absolute().parts[-2:])  # "07_sft/policy"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.folder / "metrics.jsonl"
         path = self.folder / "config.json"
@@ -104,7 +105,7 @@ class Run:
         """
         tensors = {**module_tensors(modules), **optimizer_tensors(optimizers)}
         for name, generator in (generators or {}).items():
-            tensors[f"{name}.state"] = generator.get_state()
+            tensors[f"{name}/state"] = generator.get_state()
         before = self.latest()
         folder = self.folder / f"step-{step:06d}"
         write_checkpoint(folder, tensors, {"step": step, "state": state})
@@ -133,7 +134,7 @@ class Run:
             if not math.isfinite(value):
                 kept = f"checkpoint {self.saved_step}" if self.saved_step else "nothing"
                 raise TrainingError(
-                    f"{self.folder.name}: {name} is {value} at step {step}; kept: "
+                    f"{self.name}: {name} is {value} at step {step}; kept: "
                     f"{kept}. Try a smaller learning rate; metrics.jsonl says where it "
                     "began."
                 )

@@ -31,7 +31,7 @@ def train_sft(
     optimizer = adamw(model, config.weight_decay, config.betas)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
-    for step, bar in progress(start, config.steps, run.folder.name):
+    for step, bar in progress(start, config.steps, run.name):
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
         total = rows.mask[chosen].sum().to(device)
         loss = 0.0
