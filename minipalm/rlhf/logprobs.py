@@ -57,7 +57,7 @@ def response_logits(
 def masked_mean(
     x: Float[Tensor, "*shape"],
     mask: Bool[Tensor, "*shape"],
-    total: Float[Tensor, ""] | int | None = None,
+    total: Int[Tensor, ""] | int | None = None,
 ) -> Float[Tensor, ""]:
     """Σ x·mask / total, where total is by default the number of True in mask.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -20,7 +20,7 @@ from minipalm.rlhf.logprobs import (
 )
 from minipalm.rlhf.rollout import Rollout
 
-Total = Float[Tensor, ""] | int | None  # see masked_mean
+Total = Int[Tensor, ""] | int | None  # see masked_mean
 
 
 def policy_loss(
@@ -117,7 +117,7 @@ def minibatch_gradients(
     policy: PaLM,
     critic: Critic,
     micro: Rollout,
-    total: Float[Tensor, ""],
+    total: Int[Tensor, ""],
     config: PPOConfig,
     stats: PPOStats,
 ) -> None:

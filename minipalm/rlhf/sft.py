@@ -99,7 +99,7 @@ def pack_examples(examples: Sequence[Example], width: int) -> Rows:
 
 
 def sft_loss(
-    model: PaLM, rows: Rows, total: Float[Tensor, ""] | int | None = None
+    model: PaLM, rows: Rows, total: Int[Tensor, ""] | int | None = None
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of the response tokens, given all before them, in nats.
 
