@@ -14,6 +14,7 @@ text = "data/text.jsonl"
 demonstrations = "data/demonstrations.jsonl"
 
 # %%
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from minipalm.data.tokenizer import train_tokenizer
 from minipalm.model.attention import attention_mask
 from minipalm.model.block import ParallelBlock, SerialBlock, init_block
 from minipalm.model.cache import KVCache
-from minipalm.model.generate import generate, sampling_law
+from minipalm.model.generate import generate
 from minipalm.model.rope import rotations
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
 from minipalm.train.run import Run, progress, read_metrics
@@ -101,7 +102,7 @@ rows = rows.view(-1, preset.window)
 with torch.no_grad():
     untrained = next_token_loss(policy, rows).item()
 print(f"before: {untrained:.2f} nats a token")
-print(f"log V:  {torch.tensor(float(tokenizer.vocab_size)).log():.2f}")
+print(f"log V:  {math.log(tokenizer.vocab_size):.2f}")
 
 # %% [markdown]
 # ## Train
@@ -133,7 +134,8 @@ for name, model in {"policy": policy, "trunk": trunk}.items():
 
 # %%
 curves = {name: read_metrics(f"{out}/06_palm/{name}") for name in ("policy", "trunk")}
-plot.loss_curves(curves, "nats a token", title="Both models learn the tales")
+levels = {"knows nothing": math.log(tokenizer.vocab_size)}
+plot.loss_curves(curves, "nats a token", levels=levels)
 
 # %%
 with torch.no_grad():
@@ -154,13 +156,9 @@ for name, loss in trained.items():
 start = texts[0].split()[:3]
 ids, mask = pad_left([prompt_ids(tokenizer, " ".join(start))], 4)
 with torch.no_grad():
-    logits = policy(ids, mask.long())[:, -1]
-laws = {
-    f"temperature {temperature}": sampling_law(logits, temperature).exp()[0]
-    for temperature in (0.5, 1.0, 2.0)
-}
+    logits = policy(ids, mask.long())[0, -1]
 names = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-plot.next_token(laws, names, prompt=" ".join(start))
+plot.next_token_bars(logits, names, prompt=" ".join(start))
 
 # %%
 ids, mask = ids.expand(4, -1), mask.expand(4, -1)

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minipalm import plot
@@ -65,8 +65,9 @@ examples = [
 kept_back = max(len(examples) // 20, 1)
 heldout = pad_examples(examples[:kept_back])
 packed = pack_examples(examples[kept_back:], preset.window)
-padded = pad_examples(examples[kept_back : kept_back + 24])
-plot.packing(padded.segments, packed.segments[:24])
+few = examples[kept_back : kept_back + 24]
+padded = pad_examples(few)
+plot.packing_picture(padded.segments, pack_examples(few, preset.window).segments)
 
 # %% [markdown]
 # ## The loss
@@ -81,8 +82,7 @@ from minipalm.rlhf.sft import sft_loss
 
 # %%
 with torch.no_grad():
-    few = examples[kept_back : kept_back + 24]
-    one = sft_loss(policy, pad_examples(few)).item()
+    one = sft_loss(policy, padded).item()
     two = sft_loss(policy, pack_examples(few, preset.window)).item()
 print(f"loss padded {one:.6f}, packed {two:.6f}")
 
@@ -105,7 +105,7 @@ for name, model in {"policy": policy, "trunk": trunk}.items():
 
 # %%
 curves = {name: read_metrics(f"{out}/07_sft/{name}") for name in ("policy", "trunk")}
-plot.loss_curves(curves, "nats a response token", title="Imitating the demonstrations")
+plot.loss_curves(curves, "nats a response token")
 
 # %%
 with torch.no_grad():

@@ -145,7 +145,7 @@ train_reward_model(
 plot.loss_curves(
     {"reward model": read_metrics(run.folder)},
     "nats a pair",
-    title="The reward model learns to tell better from worse",
+    levels={"a coin": math.log(2)},
 )
 
 # %% [markdown]

@@ -27,6 +27,7 @@ from minipalm.data.datasets import check_prompt_lengths, read_prompts
 from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.judge import gold_of
 from minipalm.model.palm import PaLM
+from minipalm.plot.surrogate import clipped_surrogate
 from minipalm.rlhf.answers import answer, answers_of
 from minipalm.rlhf.critic import Critic, critic_from_reward_model
 from minipalm.rlhf.kl import KLController, k1, k3
@@ -95,7 +96,7 @@ from minipalm.rlhf.ppo import policy_loss
 from minipalm.rlhf.ppo import value_loss
 
 # %%
-plot.clipped_surrogate(policy_loss)
+clipped_surrogate(policy_loss, preset.ppo.clip)
 
 # %% [markdown]
 # ## The update and the loop

@@ -120,10 +120,22 @@ for split, both in compared.items():
             print(f"  {measure:12} {value:8.3f} {both['ppo'][measure]:8.3f}")
 
 # %%
-plot.win_rates({split: both["win_rate"] for split, both in compared.items()})
+plot.win_rate_bar(
+    {
+        f"{split} prompts": both["win_rate"]
+        for split, both in compared.items()
+        if both["win_rate"]
+    }
+)
 
 # %%
-plot.gold_parts(compared["seen"]["sft"], compared["seen"]["ppo"])
+if judged["seen", "sft"].gold is not None:
+    figure = plot.gold_parts(
+        *(judged["seen", name].row() for name in ["sft", *names[:1], *names[-1:]])
+    )
+else:
+    figure = "these prompts have no gold reward"
+figure
 
 # %% [markdown]
 # ## The proxy and the truth
