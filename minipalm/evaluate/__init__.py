@@ -1,0 +1,1 @@
+"""Is it better, and how sure are we: statistics, the judge, the report."""
