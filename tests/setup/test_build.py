@@ -1,6 +1,9 @@
 """./course lessons: lessons and package in, notebooks out."""
 
 import json
+import re
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -202,3 +205,20 @@ def test_solutions_are_run_in_order_and_keep_what_they_show(
 def test_the_committed_solutions_are_what_lessons_and_package_say():
     built = build_all(ROOT / "lessons", ROOT / "solutions")
     assert differences(built, ROOT / "solutions") == []
+
+
+def test_every_name_that_a_notebook_uses_is_defined_and_every_import_used(tmp_path):
+    """A definition brings the package's text but not the imports of its module."""
+    write(build_all(ROOT / "lessons", tmp_path), tmp_path)
+    lint = ["ruff", "check", "--isolated", "--select=F401,F811,F821"]
+    done = subprocess.run(
+        [sys.executable, "-m", *lint, "--output-format=concise", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    found = [
+        line.removeprefix(f"{tmp_path}/")
+        for line in done.stdout.splitlines()
+        if ".ipynb:" in line and not re.search(r"F821 Undefined name `[A-Z]`$", line)
+    ]  # a single capital is a letter of a shape
+    assert not found, "\n".join(found)
