@@ -11,7 +11,7 @@ def write_text(path: str | Path, text: str) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp")  # the next write takes it over
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)

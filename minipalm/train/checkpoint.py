@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,25 @@ def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> Tensor
     }
 
 
+# --- writing ------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever keeps the block from writing becomes one sentence that names path.
+
+    Raises:
+        CheckpointError: the disk is full, say.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: could not be written ({error}). Earlier checkpoints are whole: "
+            "make room on the disk and run again to resume."
+        ) from None
+
+
 def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> None:
     """Write all of it under a temporary name, then rename: never half a checkpoint.
 
@@ -51,25 +71,37 @@ def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> N
         CheckpointError: it could not be written (a full disk, say). Nothing is left of
             the attempt.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, aside = folder.with_name(".checkpoint.tmp"), _aside(folder)
     try:
-        temporary.mkdir()
-        save_file(tensors, temporary / TENSORS)
-        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for name in (TENSORS, STATE):
-            with open(temporary / name, "rb+") as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as error:
+        with writing(folder):
+            shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+            temporary.mkdir(parents=True)
+            save_file(tensors, temporary / TENSORS)
+            (temporary / STATE).write_text(json.dumps(state, indent=1), "utf-8")
+            for name in (TENSORS, STATE):
+                with open(temporary / name, "rb+") as file:
+                    os.fsync(file.fileno())
+            if folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+            temporary.rename(folder)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: the checkpoint could not be written ({error}). Earlier ones "
-            "are whole: make room on the disk and run again to resume."
-        ) from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a checkpoint waits while another one takes its name."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+# --- reading ------------------------------------------------------------------------
+
+
+def _standing(folder: Path) -> Path:
+    """The checkpoint, or the one before it if the replacing was cut off midway."""
+    aside = _aside(folder)
+    return aside if aside.exists() and not folder.exists() else folder
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -78,13 +110,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    path = folder / STATE
+    path = _standing(folder) / STATE
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: expected a checkpoint, {TENSORS} and {STATE}, found no {STATE}."
-        ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except ValueError as error:
         raise CheckpointError(
             f"{path}: expected JSON, found something else ({error}). Delete {folder} "
@@ -98,18 +128,15 @@ def read_tensors(folder: Path, prefix: str) -> Tensors:
     Raises:
         CheckpointError: the file is missing, truncated, a pickle, or lacks the tensors.
     """
-    path = folder / TENSORS
+    path = _standing(folder) / TENSORS
     try:
         with safe_open(path, framework="pt") as file:
             names = [n for n in file.keys() if n.startswith(f"{prefix}/")]  # noqa: SIM118
             tensors = {n[len(prefix) + 1 :]: file.get_tensor(n) for n in names}
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint, found no file."
-        ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except SafetensorError as error:
-        start = path.read_bytes()[:4] if path.is_file() else b""
-        if start[:2] == b"PK" or start[:1] == b"\x80":
+        if _is_pickle(path):
             raise CheckpointError(
                 f"{path}: this is a pickle, which could run any code when loaded. "
                 "minipalm reads safetensors only: save it with safetensors.torch."
@@ -119,8 +146,27 @@ def read_tensors(folder: Path, prefix: str) -> Tensors:
             f"{path.stat().st_size} bytes). Delete {folder} and run again."
         ) from None
     if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors of {prefix!r}.")
+        raise CheckpointError(
+            f"{path}: expected weights of {prefix!r}, found none. Is it the checkpoint "
+            f"of something else? Delete {folder} and run again."
+        )
     return tensors
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: expected a checkpoint, {TENSORS} and {STATE}, and it cannot be read "
+        f"({error.strerror or error}). Delete {path.parent} and run again."
+    )
+
+
+def _is_pickle(path: Path) -> bool:
+    """By its first bytes; a damaged safetensors file may begin like one by chance."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    zipped = start.startswith(b"PK\x03\x04")  # what torch.save writes
+    plain = start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    return (zipped or plain) and start[8:] != b"{"
 
 
 def load_module(module: nn.Module, folder: Path, name: str) -> None:
@@ -128,18 +174,25 @@ def load_module(module: nn.Module, folder: Path, name: str) -> None:
 
     Raises:
         CheckpointError: see `read_tensors`; or a weight is missing, unknown, or of
-            another shape.
+            another shape or type. Nothing is converted in silence: half precision, once
+            rounded, is not the run that was saved.
     """
     found, wanted = read_tensors(folder, name), module.state_dict()
     for key in sorted(found.keys() | wanted.keys()):
-        have = tuple(found[key].shape) if key in found else "nothing"
-        want = tuple(wanted[key].shape) if key in wanted else "nothing"
+        have, want = _described(found.get(key)), _described(wanted.get(key))
         if have != want:
             raise CheckpointError(
-                f"{folder / TENSORS}: {name}.{key} has shape {have}, and this model "
-                f"needs {want}. Was it trained at another scale or with other words?"
+                f"{folder / TENSORS}: {name}/{key}: this model needs {want}, and there "
+                f"is {have}. Was it trained at another scale or with other words?"
             )
     module.load_state_dict(found)
+
+
+def _described(tensor: Tensor | None) -> str:
+    """`float32 of shape (48, 16)`"""
+    if tensor is None:
+        return "nothing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, name: str) -> None:

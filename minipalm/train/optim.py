@@ -70,7 +70,12 @@ def batch_rows(n: int, batch_size: int, step: int, seed: int) -> Int[Tensor, "B"
 
     A function of step and seed alone, so a resumed run sees the rows that it would have
     seen. A batch may span the end of an epoch.
+
+    Raises:
+        ValueError: there is nothing to learn from.
     """
+    if n == 0:
+        raise ValueError("expected rows to train on, got none: give more data")
     places = range((step - 1) * batch_size, step * batch_size)
     orders = {
         epoch: torch.randperm(

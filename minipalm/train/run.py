@@ -20,6 +20,7 @@ from minipalm.train.checkpoint import (
     read_state,
     read_tensors,
     write_checkpoint,
+    writing,
 )
 
 Modules = Mapping[str, nn.Module]
@@ -48,21 +49,22 @@ class Run:
     def __init__(self, folder: Path | str, **settings: Any) -> None:
         self.folder = Path(folder)
         self.name = "/".join(self.folder.absolute().parts[-2:])  # "07_sft/policy"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.folder / "metrics.jsonl"
         path = self.folder / "config.json"
         text = json.dumps(settings, indent=1, default=str)
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        if not path.exists():
+            with writing(path):
+                write_text(path, text)
+        if difference := first_difference(path, json.loads(text)):
             raise ValueError(
-                f"{self.folder}: holds a run with other settings (see config.json). "
-                "Remove it (./course clean), or choose another `out`."
+                f"{path}: is of a run with other settings: {difference}. Remove the "
+                "folder (./course clean), or choose another `out`."
             )
-        write_text(path, text)
-        self.saved_step: int | None = None
 
-    def latest(self) -> Path | None:
-        """The newest whole checkpoint, if there is one."""
-        return max(self.folder.glob("step-*"), default=None)
+    def checkpoints(self) -> list[Path]:
+        """The whole checkpoints, oldest first; there are two only for a moment."""
+        steps = [p for p in self.folder.glob("step-*") if p.name[5:].isdigit()]
+        return sorted(steps, key=lambda path: int(path.name[5:]))
 
     def resume(
         self,
@@ -75,10 +77,10 @@ class Run:
         Returns:
             the number of steps already done, and what `save` was given as state.
         """
-        checkpoint = self.latest()
-        if checkpoint is None:
+        if not self.checkpoints():
             self._cut_metrics(0)
             return 0, {}
+        checkpoint = self.checkpoints()[-1]
         saved = read_state(checkpoint)
         for name, module in modules.items():
             load_module(module, checkpoint, name)
@@ -86,8 +88,8 @@ class Run:
             load_optimizer(optimizer, checkpoint, name)
         for name, generator in (generators or {}).items():
             generator.set_state(read_tensors(checkpoint, name)["state"])
-        self.saved_step = saved["step"]
         self._cut_metrics(saved["step"])
+        self._drop_older()
         return saved["step"], saved["state"]
 
     def save(
@@ -102,22 +104,24 @@ class Run:
 
         Raises:
             CheckpointError: it could not be written; the one before is still there.
+            TrainingError: a weight is no finite number; the one before is still there.
         """
         tensors = {**module_tensors(modules), **optimizer_tensors(optimizers)}
         for name, generator in (generators or {}).items():
             tensors[f"{name}/state"] = generator.get_state()
-        before = self.latest()
+        for name, tensor in tensors.items():  # the loss was that of the step before
+            if not tensor.isfinite().all():
+                raise self._diverged(f"{name} is no longer finite after step {step}")
         folder = self.folder / f"step-{step:06d}"
         write_checkpoint(folder, tensors, {"step": step, "state": state})
-        self.saved_step = step
-        if before is not None and before != folder:
-            shutil.rmtree(before)
-        for left in self.folder.glob(".step-*.tmp"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        self._drop_older()
 
     def log(self, step: int, **metrics: float) -> None:
         """Add a line to metrics.jsonl: {"step": 1, "loss": 3.2}; steps count from 1."""
-        with open(self.metrics_path, "a", encoding="utf-8") as file:
+        with (
+            writing(self.metrics_path),
+            open(self.metrics_path, "a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def metrics(self) -> list[dict[str, float]]:
@@ -132,12 +136,18 @@ class Run:
         """
         for name, value in values.items():
             if not math.isfinite(value):
-                kept = f"checkpoint {self.saved_step}" if self.saved_step else "nothing"
-                raise TrainingError(
-                    f"{self.name}: {name} is {value} at step {step}; kept: "
-                    f"{kept}. Try a smaller learning rate; metrics.jsonl says where it "
-                    "began."
-                )
+                raise self._diverged(f"{name} is {value} at step {step}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        kept = [path.name for path in self.checkpoints()[-1:]] or ["no checkpoint"]
+        return TrainingError(
+            f"{self.name}: {what}; {kept[0]} is kept. Most often the learning rate is "
+            "too high: lower it in minipalm/config.py and choose another `out`."
+        )
+
+    def _drop_older(self) -> None:
+        for path in self.checkpoints()[:-1]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _cut_metrics(self, step: int) -> None:
         """Forget the lines of steps that will be done again."""
@@ -149,7 +159,27 @@ class Run:
                         kept.append(line + "\n")
                 except ValueError:  # the line that was being written when it was killed
                     break
-        write_text(self.metrics_path, "".join(kept))
+        with writing(self.metrics_path):
+            write_text(self.metrics_path, "".join(kept))
+
+
+def first_difference(path: Path, wanted: Any) -> str:
+    """Where the settings in a file differ: "optim.lr is 0.02, and 0.01 is asked for".
+
+    Empty if they are the same.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return "it is no JSON"
+    name = ""
+    while isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in wanted | found if found.get(key) != wanted.get(key)]
+        if not keys:
+            return ""
+        name += f".{keys[0]}"
+        found, wanted = found.get(keys[0]), wanted.get(keys[0])
+    return f"{name[1:]} is {found}, and {wanted} is asked for"
 
 
 def progress(start: int, steps: int, name: str) -> Iterator[tuple[int, tqdm]]:

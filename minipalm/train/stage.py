@@ -21,6 +21,7 @@ from minipalm.train.checkpoint import (
     module_tensors,
     read_state,
     write_checkpoint,
+    writing,
 )
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,7 +51,9 @@ def finish_stage(
     if modules:
         state = {"tokenizer": tokenizer.fingerprint}
         write_checkpoint(folder / "result", module_tensors(modules), state)
-    write_text(folder / "done.json", json.dumps(summary, indent=1) + "\n")
+    done = folder / "done.json"
+    with writing(done):
+        write_text(done, json.dumps(summary, indent=1) + "\n")
 
 
 def finished_stage(out: Path | str, stage: str) -> Path:
@@ -88,7 +91,7 @@ def load_result(
         CheckpointError: the weights do not fit, or came from another tokenizer.
     """
     result = finished_stage(out, stage) / "result"
-    if read_state(result)["tokenizer"] != tokenizer.fingerprint:
+    if read_state(result).get("tokenizer") != tokenizer.fingerprint:
         raise CheckpointError(
             f"{result}: was trained with another tokenizer than this one, so its "
             "token numbers mean other words. Use the tokenizer.json of the same "
