@@ -27,8 +27,9 @@ def write_notebook(tmp_path: Path) -> Callable[..., Path]:
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
         )
         for cell in [(parameters, "parameters"), *cells]:
-            source, tags = (cell, []) if isinstance(cell, str) else (cell[0], [cell[1]])
-            book.cells.append(v4.new_code_cell(source, metadata={"tags": tags}))
+            source, tag = (cell, None) if isinstance(cell, str) else cell
+            metadata = {"tags": [tag]} if tag else {}
+            book.cells.append(v4.new_code_cell(source, metadata=metadata))
         path = tmp_path / f"{name}.ipynb"
         nbformat.write(book, path)
         return path
