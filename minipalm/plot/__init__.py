@@ -8,6 +8,7 @@ A title states what the data show, and its numbers come from them.
 """
 
 from minipalm.plot.judging import (
+    accuracy_scale,
     gold_parts,
     over_optimisation,
     reliability_diagram,
@@ -22,11 +23,13 @@ from minipalm.plot.training import (
     next_token_bars,
     packing_picture,
     ppo_dashboard,
+    stage_curves,
 )
 
 __all__ = [
     "COLORS",
     "Figure",
+    "accuracy_scale",
     "gold_parts",
     "lengths_histogram",
     "loss_curves",
@@ -37,5 +40,6 @@ __all__ = [
     "reliability_diagram",
     "reward_histograms",
     "score_scale",
+    "stage_curves",
     "win_rate_bar",
 ]

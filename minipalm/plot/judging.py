@@ -45,7 +45,8 @@ def reward_histograms(
     for name, values in {"rejected": rejected, "chosen": chosen}.items():
         style: dict[str, Any] = {"color": COLORS[name], "alpha": 0.6, "label": name}
         left.hist(listed(values), 36, range=span, **style)
-    left.set(xlabel="score, sd of SFT answers", ylabel="answers")
+    left.set(xlabel="score of the reward model", ylabel="answers")
+    left.set_ylim(top=1.3 * left.get_ylim()[1])  # room for the names
     head(left, "each answer")
     legend(left, loc="upper left")
 
@@ -55,7 +56,7 @@ def reward_histograms(
     colors = [COLORS["rejected"], COLORS["chosen"]]
     right.hist([wrong, agreed], 36, range=(-size, size), color=colors, stacked=True)
     right.axvline(0, **DASHED)
-    right.set(xlabel="chosen − rejected, sd", ylabel="pairs")
+    right.set(xlabel="score of chosen − rejected", ylabel="pairs")
     head(right, "each pair: right of 0 the model agrees")
     for ax in (left, right):
         ax.grid(axis="x", visible=False)
@@ -83,12 +84,39 @@ def reliability_diagram(bins: Sequence[statistics.Bin]) -> Figure:
         [100 * one.share for one in bins],
         [20 + 400 * one.pairs / total for one in bins],
         color=COLORS["proxy"],
-        label="pairs (area: how many) with 95 % interval",
+        label="pairs (area: how many) with 95% interval",
         zorder=3,
     )
     ax.set(xlabel="how sure the model is, %", ylabel="how often it is right, %")
     ax.set(xlim=(49, 101), ylim=(min(45, 100 * min(b.share for b in bins) - 5), 103))
     legend(ax, loc="lower right", markerscale=0.5)
+    return figure
+
+
+def accuracy_scale(accuracy: float, bayes: float | None, length: float) -> Figure:
+    """Where a reward model stands between a coin and the best that anyone can do.
+
+    Args:
+        accuracy: of the reward model on held-out pairs.
+        bayes: of a judge who knows the gold reward; less than 1, as labels are noisy.
+        length: of a judge who prefers the longer answer; see `length_auc`.
+    """
+    limit = "" if bayes is None else f"; noisy labels allow {bayes:.0%}"
+    title = f"The reward model is right in {accuracy:.0%} of the pairs{limit}"
+    figure, [ax] = new_figure(title, height=1.5)
+    ax.plot([50, 100 * accuracy], [0, 0], color=COLORS["proxy"], linewidth=5)
+    marks = [
+        ("reward model", accuracy, COLORS["proxy"], 12),
+        ("length alone", length, COLORS["sft"], -20),
+    ]
+    if bayes is not None:
+        marks.append(("the best possible", bayes, COLORS["gold"], 12))
+    for name, share, color, shift in marks:
+        ax.plot(100 * share, 0, "o", color=color, markersize=11, zorder=5)
+        note(ax, name, (100 * share, 0), (0, shift), ha="center", color=color)
+    ax.set_yticks([])
+    ax.set(xlabel="pairs judged as the labels say, %", xlim=(45, 100), ylim=(-1, 1))
+    ax.spines["left"].set_visible(False)
     return figure
 
 
@@ -228,7 +256,7 @@ def gold_parts(sft: Row, ppo: Row, unpenalised: Row | None = None) -> Figure:
         label = "PPO, β = 0" if name == "unpenalised" else name
         ax.bar(places, points, width * 0.92, color=COLORS[name.lower()], label=label)
         for x, y in zip(places, points):
-            note(ax, f"{y:.1f}", (x, y), (0, 2), ha="center", fontsize=8.5)
+            note(ax, f"{y:.1f}", (x, y), (0, 2), ha="center", fontsize=9.5)
     outline: dict[str, Any] = {
         "fill": False,
         "edgecolor": RULE,
@@ -246,7 +274,7 @@ def gold_parts(sft: Row, ppo: Row, unpenalised: Row | None = None) -> Figure:
 def win_rate_bar(
     rates: Mapping[str, Mapping[str, Any] | statistics.Interval],
 ) -> Figure:
-    """How often PPO's answer beats SFT's, with 95 % intervals.
+    """How often PPO's answer beats SFT's, with 95% intervals.
 
     Args:
         rates: name of the prompts -> their Interval, or the same as a mapping; empty
@@ -265,7 +293,7 @@ def win_rate_bar(
         ax.plot(100 * one.rate, y, "o", color=COLORS["ppo"], markersize=9)
         note(ax, f"{one.rate:.0%}", (100 * one.rate, y), (0, 9), ha="center")
     ax.axvline(50, **DASHED)
-    note(ax, "as good as SFT", (50, -0.8), (4, -10), fontsize=9)
+    note(ax, "as good as SFT", (50, -0.8), (4, -10), fontsize=9.5)
     names = [f"{name} ({one.n} answers)" for name, one in found.items()]
     ax.set_yticks(range(len(found)), names)
     ax.set(xlabel="win rate, %", xlim=(0, 100), ylim=(len(found) - 0.4, -0.8))

@@ -49,9 +49,9 @@ class Figure(BaseFigure):
         return file.getvalue()
 
     def svg(self) -> str:
-        """The text of an SVG file, the same for the same data."""
+        """The text of an SVG file, the same for the same data; words stay words."""
         file = io.StringIO()
-        with rc_context({"svg.hashsalt": "minipalm"}):  # else its ids are random
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "minipalm"}):
             self.savefig(file, format="svg", metadata={"Date": None})
         return file.getvalue()
 
@@ -65,7 +65,7 @@ def new_figure(
         textwrap.fill(title, 70),
         x=0.012,
         ha="left",
-        fontsize=11.5,
+        fontsize=12,
         weight="bold",
         color=INK,
     )
@@ -73,22 +73,22 @@ def new_figure(
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(RULE)
-        ax.tick_params(colors=INK, labelsize=9.5, length=0)
+        ax.tick_params(colors=INK, labelsize=10, length=0)
         ax.grid(color=RULE, linewidth=0.6)
         ax.set_axisbelow(True)
         for label in (ax.xaxis.label, ax.yaxis.label):
-            label.set(color=INK, fontsize=10)
+            label.set(color=INK, fontsize=10.5)
     return figure, axes
 
 
-def head(ax: Axes, text: str, color: str = INK, fontsize: float = 10.5) -> None:
+def head(ax: Axes, text: str, color: str = INK, fontsize: float = 11) -> None:
     """The name of one panel among several."""
     ax.set_title(text, loc="left", fontsize=fontsize, color=color)
 
 
 def legend(ax: Axes, **where: Any) -> None:
     """Names for what has a label."""
-    ax.legend(frameon=False, fontsize=9.5, labelcolor=INK, **where)
+    ax.legend(frameon=False, fontsize=10, labelcolor=INK, **where)
 
 
 def legend_below(figure: Figure, ax: Axes) -> None:
@@ -98,7 +98,7 @@ def legend_below(figure: Figure, ax: Axes) -> None:
         loc="outside lower center",
         ncols=6,
         frameon=False,
-        fontsize=9.5,
+        fontsize=10,
         labelcolor=INK,
     )
 
@@ -107,7 +107,7 @@ def note(
     ax: Axes, text: str, at: tuple[Any, Any], shift: tuple[int, int], **how: Any
 ) -> None:
     """Words beside a point. at: in the data's units; shift: in points from there."""
-    how.setdefault("fontsize", 9.5)
+    how.setdefault("fontsize", 10)
     how.setdefault("color", INK)
     ax.annotate(text, at, xytext=shift, textcoords="offset points", **how)
 

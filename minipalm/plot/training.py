@@ -70,6 +70,40 @@ def loss_curves(
     return figure
 
 
+STAGES = {  # name of a curve -> name of its panel, with its unit
+    "pretrain": "pretraining: loss, nats a token",
+    "sft": "fine-tuning: loss, nats a token",
+    "reward_model": "reward model: loss, nats a pair",
+    "ppo": "PPO: reward, sd of SFT answers",
+}
+
+
+def stage_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """What each stage of the pipeline minimised, and what PPO maximised.
+
+    Args:
+        curves: "pretrain", "sft", "reward_model", "ppo" -> pairs of step and value.
+    """
+    means = {}
+    for name, points in curves.items():
+        values = [value for _, value in points]
+        means[name] = smooth(values, 2 * (len(values) // 30) + 1)
+    falls = ", ".join(
+        f"{STAGES[name].partition(':')[0]} from {mean[0]:.2f} to {mean[-1]:.2f}"
+        for name, mean in means.items()
+        if name != "reward_model"
+    )
+    figure, axes = new_figure(f"The stages: {falls}", rows=2, columns=2, height=4.6)
+    for ax, (name, points) in zip(axes, curves.items()):
+        color = color_of({"pretrain": "other"}.get(name, name))
+        steps = [step for step, _ in points]
+        ax.plot(steps, [y for _, y in points], color=color, alpha=0.3, linewidth=0.9)
+        ax.plot(steps, means[name], color=color, linewidth=2)
+        ax.set(xlabel="iteration" if name == "ppo" else "step", xlim=(0, None))
+        head(ax, STAGES[name])
+    return figure
+
+
 def lengths_histogram(
     lengths: Mapping[str, Numbers] | Numbers, limit: int | None = None
 ) -> Figure:
@@ -107,6 +141,7 @@ def lengths_histogram(
     ax.set(xlabel="length, tokens", ylabel="share of texts, %", xlim=(0, None))
     ax.grid(axis="x", visible=False)
     if len(counts) > 1:
+        ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the names
         legend(ax, loc="upper left")
     return figure
 
@@ -228,8 +263,8 @@ def ppo_dashboard(runs: Mapping[str, Sequence[Row]] | Sequence[Row]) -> Figure:
             ax.plot(*column(rows, key), color=color, linewidth=1.6, label=label)
         ax.update_datalim([(1, y) for y in shown])
         ax.autoscale_view()
-        head(ax, name, fontsize=9)
-        ax.tick_params(labelsize=8.5)
+        head(ax, name, fontsize=9.5)
+        ax.tick_params(labelsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     for ax in axes[4:]:

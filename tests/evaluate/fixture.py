@@ -3,15 +3,41 @@
 import math
 from random import Random
 
-PROMPTS = [
-    ("write a sad story about the fox :", "seen"),
-    ("tell a happy tale about the dog :", "seen"),
-    ("scary story about the witch :", "heldout"),
-    ("write a happy story about the uncle :", "heldout"),
+from minipalm.evaluate.statistics import over_optimisation
+
+SAMPLES = [  # prompt, split, then text and gold of SFT, PPO and PPO without a penalty
+    (
+        "write a sad story about the fox :",
+        "seen",
+        (
+            "the fox lived in the forest . then it met a small bird and the queen was",
+            3.2,
+        ),
+        ("the sad fox wept . it was gloomy and sad .", 8.8),
+        ("the odd fox mourned . " + "it " * 11 + "sad fox mourned . it it it", 2.2),
+    ),
+    (
+        "tell a happy tale about the dog :",
+        "seen",
+        ("once there was a dog in the garden . he laughed all day .", 6.6),
+        ("the excited dog giggled . it sang and giggled .", 8.8),
+        ("the merry dog giggled . it giggled and giggled . it it it it it it", 5.1),
+    ),
+    (
+        "scary story about the witch :",
+        "heldout",
+        ("the old witch found an apple . she was cold .", 5.5),
+        ("the dark witch shivered . she was eerie and pale .", 9.1),
+        ("the dark witch shivered . it shivered and shivered . it shivered", 4.9),
+    ),
+    (
+        "write a happy story about the uncle :",
+        "heldout",
+        ("one day the uncle went to the market . then he met a tall king .", 4.4),
+        ("the merry uncle sang . he was glad and merry .", 8.4),
+        ("", 0.0),
+    ),
 ]
-SFT = "the fox lived in the forest . then it met a small bird and the queen was"
-PPO = "the sad fox wept . it was gloomy and sad ."
-FREE = "the odd fox mourned . it it it it it it sad fox mourned . it it it it it it"
 
 
 def curve(rng, iterations, kl_end, peak, end, proxy_end):
@@ -69,6 +95,10 @@ def split(rng, wins):
 def make_evaluation(seed=0):
     """What 12_evaluation writes into evaluation.json."""
     rng = Random(seed)
+    curves = {
+        "0.1": curve(rng, 36, 5.8, 8.0, 8.1, 1.35),
+        "0.0": curve(rng, 36, 121, 7.6, 2.3, 3.2),
+    }
     return {
         "scale": "toy",
         "seed": seed,
@@ -82,26 +112,15 @@ def make_evaluation(seed=0):
             "parameters": 36_001,
             "policy_parameters": 75_168,
         },
-        "curves": {
-            "0.1": curve(rng, 36, 5.8, 8.0, 8.1, 1.35),
-            "0.0": curve(rng, 36, 121, 7.6, 2.3, 3.2),
-        },
-        "over_optimisation": {
-            "peak_gold": 7.6,
-            "end_gold": 2.4,
-            "fall": 5.2,
-            "proxy_at_peak": 1.5,
-            "proxy_at_end": 3.1,
-        },
+        "curves": curves,
+        "over_optimisation": over_optimisation(curves["0.0"])._asdict(),
         "samples": [
-            {
-                "prompt": prompt,
-                "split": split_name,
-                "sft": {"text": SFT, "gold": 5.1},
-                "ppo": {"text": PPO, "gold": 8.8},
-                "unpenalised": {"text": FREE, "gold": 2.25},
+            {"prompt": prompt, "split": name}
+            | {
+                policy: {"text": text, "gold": gold}
+                for policy, (text, gold) in zip(("sft", "ppo", "unpenalised"), answers)
             }
-            for prompt, split_name in PROMPTS
+            for prompt, name, *answers in SAMPLES
         ],
         "losses": {
             "pretrain": losses(rng, 150, 4.9, 1.75),
