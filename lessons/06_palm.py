@@ -15,6 +15,7 @@ demonstrations = "data/demonstrations.jsonl"
 
 # %%
 import math
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from minipalm import plot
 from minipalm.config import OptimConfig, PaLMConfig, get_preset
+from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids, text_stream
 from minipalm.data.datasets import check_window, read_demonstrations, read_texts
 from minipalm.data.tokenizer import train_tokenizer
@@ -38,6 +40,7 @@ from minipalm.train.run import Run, progress, read_metrics
 from minipalm.train.stage import finish_stage
 
 # %%
+os.chdir(ROOT)  # paths are from the repository's folder
 preset = get_preset(scale)
 texts = [record.text for record in read_texts(text)]
 demos = read_demonstrations(demonstrations)
@@ -153,8 +156,8 @@ for name, loss in trained.items():
 # temperature below 1 makes the law sharper; top-k and top-p cut its tail.
 
 # %%
-start = texts[0].split()[:3]
-ids, mask = pad_left([prompt_ids(tokenizer, " ".join(start))], 4)
+start = texts[0].split()[:5]
+ids, mask = pad_left([prompt_ids(tokenizer, " ".join(start))], 6)
 with torch.no_grad():
     logits = policy(ids, mask.long())[0, -1]
 names = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]

@@ -12,6 +12,7 @@ out = "runs/toy"
 demonstrations = "data/demonstrations.jsonl"
 
 # %%
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from minipalm import plot
 from minipalm.config import OptimConfig, get_preset
+from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids, response_ids
 from minipalm.data.datasets import check_window, read_demonstrations
 from minipalm.data.tokenizer import load_tokenizer
@@ -33,6 +35,7 @@ from minipalm.train.run import Run, progress, read_metrics
 from minipalm.train.stage import finish_stage, finished_stage, load_result
 
 # %%
+os.chdir(ROOT)  # paths are from the repository's folder
 preset = get_preset(scale)
 tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
 config = replace(preset.policy, vocab_size=tokenizer.vocab_size)

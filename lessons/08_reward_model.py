@@ -14,6 +14,7 @@ preferences = ""  # your own comparisons, a JSON-lines file; "" asks the labelle
 
 # %%
 import math
+import os
 from dataclasses import asdict, replace
 from random import Random
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from minipalm import plot
 from minipalm.config import RewardConfig, get_preset
+from minipalm.course import ROOT
 from minipalm.data.datasets import (
     check_prompt_lengths,
     check_window,
@@ -47,6 +49,7 @@ from minipalm.train.run import Run, progress, read_metrics
 from minipalm.train.stage import finish_stage, finished_stage, load_result
 
 # %%
+os.chdir(ROOT)  # paths are from the repository's folder
 preset = get_preset(scale)
 tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
 config = replace(preset.policy, vocab_size=tokenizer.vocab_size)

@@ -12,8 +12,9 @@ prompts = "data/prompts.jsonl"
 
 # %%
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+import os
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from minipalm import plot
 from minipalm.config import PPOConfig, get_preset
+from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.datasets import check_prompt_lengths, read_prompts
 from minipalm.data.tokenizer import load_tokenizer
@@ -46,6 +48,7 @@ from minipalm.train.run import Run, progress, read_metrics
 from minipalm.train.stage import finish_stage, finished_stage, load_result
 
 # %%
+os.chdir(ROOT)  # paths are from the repository's folder
 preset = get_preset(scale)
 tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
 config = replace(preset.policy, vocab_size=tokenizer.vocab_size)

@@ -15,6 +15,7 @@ heldout = "data/prompts_heldout.jsonl"
 # %%
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from minipalm import plot
 from minipalm.config import get_preset
+from minipalm.course import ROOT
 from minipalm.data.datasets import check_prompt_lengths, read_prompts
 from minipalm.data.files import write_text
 from minipalm.data.tokenizer import load_tokenizer
@@ -42,6 +44,7 @@ from minipalm.train.stage import (
 )
 
 # %%
+os.chdir(ROOT)  # paths are from the repository's folder
 preset = get_preset(scale)
 tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
 config = replace(preset.policy, vocab_size=tokenizer.vocab_size)

@@ -25,6 +25,7 @@ from minipalm.course import ROOT
 from minipalm.course.lock import lock
 from minipalm.spmd import known_parameters, stop_on_signals
 
+TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
 STAGES = ("06_palm", "07_sft", "08_reward_model", "11_ppo", "12_evaluation")
 SMALL = ("smoke", "toy")  # one thread: more of them only wait for each other
 
@@ -175,6 +176,7 @@ def run_stage(
         spent = spent._replace(status=1)
     if spent.status == 0:
         print(f"{stage}: {spent.wall:.1f} s, {spent.cpu:.1f} CPU-s", flush=True)
+        (folder / TIMES).write_text(json.dumps(spent._asdict()) + "\n", "utf-8")
     return spent
 
 

@@ -18,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from minipalm.course import ROOT
+from minipalm.course.results import bars, update_readme
+from minipalm.course.run import STAGES, TIMES
+from minipalm.plot.seeds import over_optimisation_by_seed
 
 RESULTS = ROOT / "data" / "results" / "toy_seeds.json"
+PICTURE = ROOT / "data" / "results" / "over_optimisation.png"
 
 
 def numbers(tree: Any, name: str = "") -> dict[str, float]:
@@ -56,11 +60,30 @@ def run_seed(seed: int, out: Path) -> int:
     return 0
 
 
+def cpu_seconds(out: Path) -> dict[str, float]:
+    """CPU-seconds of each stage and of all, where every stage noted them."""
+    stages = {
+        path.parent.name: json.loads(path.read_text("utf-8"))["cpu"]
+        for path in sorted(out.glob(f"*/{TIMES}"))
+    }
+    if set(stages) != set(STAGES):
+        return {}
+    stages["all"] = sum(stages.values())
+    return {f"cpu_seconds.{name}": seconds for name, seconds in stages.items()}
+
+
 def collect(outs: dict[int, Path]) -> dict[str, Any]:
-    """For every number that all evaluations hold: its value by seed, mean and sd."""
-    by_seed = {
-        seed: numbers(json.loads((out / "12_evaluation/evaluation.json").read_text()))
+    """For every number that all evaluations hold: its value by seed, mean and sd.
+
+    And the curves of PPO, for the picture, rounded to three digits.
+    """
+    evaluations = {
+        seed: json.loads((out / "12_evaluation/evaluation.json").read_text("utf-8"))
         for seed, out in outs.items()
+    }
+    by_seed = {
+        seed: numbers(evaluation) | cpu_seconds(outs[seed])
+        for seed, evaluation in evaluations.items()
     }
     first, *others = by_seed.values()
     table = {}
@@ -72,7 +95,14 @@ def collect(outs: dict[int, Path]) -> dict[str, Any]:
                 "sd": statistics.stdev(values) if others else 0.0,
                 "values": values,
             }
-    return {"seeds": list(outs), "numbers": table}
+    curves = [
+        {
+            beta: [{k: v and round(v, 3) for k, v in row.items()} for row in rows]
+            for beta, rows in evaluation.get("curves", {}).items()
+        }
+        for evaluation in evaluations.values()
+    ]
+    return {"seeds": list(outs), "numbers": table, "curves": curves}
 
 
 def show(results: dict[str, Any]) -> str:
@@ -104,8 +134,14 @@ def main(argv: list[str] | None = None) -> int:
     results = collect(outs)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    print(f"\n{show(results)}\n\nwritten to {RESULTS}")
-    return 0
+    figure = over_optimisation_by_seed(results["curves"])
+    figure.savefig(PICTURE, dpi=100)
+    update_readme(ROOT / "README.md", results)
+    print(f"\n{show(results)}\n\nwritten to {RESULTS}, and into the README\n")
+    verdicts = bars(results)
+    for text, met, found in verdicts:
+        print(f"{'met   ' if met else 'NOT MET'} {text}: {found}")
+    return 0 if all(met for _, met, _ in verdicts) else 1
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def judge(
     """
     proxy, kl = [], []
     for some in answers.token_batches(batch_size):
-        moved = exact_kl(response_logits(policy, *some), response_logits(reference, *some))
+        before, after = (response_logits(m, *some) for m in (reference, policy))
+        moved = exact_kl(after, before)
         kl.append(torch.where(some[3], moved, 0.0).sum(1))
         proxy.append(reward_model(*some))
     return Judged(

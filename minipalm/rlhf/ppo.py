@@ -121,7 +121,7 @@ def minibatch_gradients(
     config: PPOConfig,
     stats: PPOStats,
 ) -> None:
-    """Add the gradients, and the stats, of some rows; the minibatch has total tokens."""
+    """Add the gradients and the stats of some rows of a minibatch of `total` tokens."""
     logits = response_logits(policy, *micro.tokens, temperature=config.temperature)
     logprobs = token_logprobs(logits, micro.responses)
     loss = policy_loss(

@@ -124,7 +124,10 @@ def train_ppo(
             metrics |= measure(rollout)
         run.log(step, kl_coef=kl.coef, **metrics)
         bar.set_postfix(
-            reward=f"{metrics['score']:.2f}", kl=f"{metrics['kl']:.1f}", refresh=False
+            loss=f"{stats.policy_loss + stats.value_loss:.3f}",
+            reward=f"{metrics['score']:.2f}",
+            kl=f"{metrics['kl']:.1f}",
+            refresh=False,
         )
         kl.update(metrics["kl"], len(rollout))
         if step % checkpoint_every == 0 or step == config.iterations:
