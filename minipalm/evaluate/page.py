@@ -264,10 +264,10 @@ DARK = {
     "rule": "#343a44",
     "sft": "#a3a8ae",
     "ppo": "#4aa8e0",
-    "unpenalised": "#ff8a3d",
-    "gold": "#e0b23c",
+    "unpenalised": "#f07f2e",
+    "gold": "#f2cf6b",
     "proxy": "#c193e0",
-    "chosen": "#2fc79b",
+    "chosen": "#1fae87",
     "rejected": "#e3a0c5",
     "other": "#8fd0f5",
 }

@@ -62,7 +62,8 @@ small { font-size: 0.78rem; font-weight: 400; color: var(--sft); margin-left: 0.
 .answer.ppo { border-color: var(--ppo); }
 .answer.unpenalised { border-color: var(--unpenalised); }
 h4 { font-size: 0.82rem; margin: 0 0 0.25rem; }
-h4 .gold { float: right; color: var(--gold); font-variant-numeric: tabular-nums; }
+h4 .gold { float: right; font-weight: 400; font-variant-numeric: tabular-nums; }
+h4 .gold::before { content: "● "; color: var(--gold); }
 dt { font-weight: 700; }
 dd { margin: 0 0 0.8rem; }
 @media (max-width: 30rem) {

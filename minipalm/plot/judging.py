@@ -113,7 +113,7 @@ def accuracy_scale(accuracy: float, bayes: float | None, length: float) -> Figur
         marks.append(("the best possible", bayes, COLORS["gold"], 12))
     for name, share, color, shift in marks:
         ax.plot(100 * share, 0, "o", color=color, markersize=11, zorder=5)
-        note(ax, name, (100 * share, 0), (0, shift), ha="center", color=color)
+        note(ax, name, (100 * share, 0), (0, shift), ha="center")
     ax.set_yticks([])
     ax.set(xlabel="pairs judged as the labels say, %", xlim=(45, 100), ylim=(-1, 1))
     ax.spines["left"].set_visible(False)
@@ -172,13 +172,13 @@ def over_optimisation(
         )
     figure, axes = new_figure(title, columns=1 + with_gold, height=4.0)
     _against_kl(axes[0], curves, "score")
-    head(axes[0], "proxy: what the reward model says", COLORS["proxy"])
+    head(axes[0], "proxy: what the reward model says")
     axes[0].set_ylabel("proxy reward, sd of SFT answers")
     axes[0].axhline(0, color=COLORS["sft"], linewidth=1.4, linestyle=":")
     legend_below(figure, axes[0])
     if with_gold:
         _against_kl(axes[1], curves, "gold")
-        head(axes[1], "gold: what is true", COLORS["gold"])
+        head(axes[1], "gold: what is true")
         axes[1].set_ylabel("gold reward, points of 10")
         if sft_gold is not None:
             axes[1].axhline(sft_gold, color=COLORS["sft"], linewidth=1.4, linestyle=":")
@@ -193,7 +193,6 @@ def over_optimisation(
             f"peak {found.peak_gold:.1f}",
             (peak_kl, found.peak_gold),
             (8, 4),
-            color=COLORS["gold"],
             weight="bold",
         )
     return figure
@@ -265,7 +264,11 @@ def gold_parts(sft: Row, ppo: Row, unpenalised: Row | None = None) -> Figure:
     }
     ax.bar(range(len(PARTS)), [WEIGHTS[part] for part in PARTS], 0.86, **outline)
     ax.set_xticks(range(len(PARTS)), PARTS)
-    ax.set(ylabel="points of gold", ylim=(0, 1.12 * max(WEIGHTS.values())))
+    ax.set(
+        xlabel="part of the gold reward",
+        ylabel="points of gold",
+        ylim=(0, 1.12 * max(WEIGHTS.values())),
+    )
     ax.grid(axis="x", visible=False)
     legend(ax, loc="upper right")
     return figure

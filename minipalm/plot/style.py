@@ -14,12 +14,12 @@ from torch import Tensor
 Row = Mapping[str, Any]  # a line of metrics.jsonl, or a policy in evaluation.json
 Numbers = Sequence[float | int] | Tensor  # one-dimensional
 
-# After Okabe and Ito, whose palette eyes of all kinds tell apart.
+# After Okabe and Ito: eyes of all kinds tell apart what stands in one figure (tested).
 COLORS = {
-    "sft": "#7d7d7d",
+    "sft": "#767676",
     "ppo": "#0072b2",
-    "unpenalised": "#d55e00",  # PPO with β = 0
-    "gold": "#b8860b",
+    "unpenalised": "#cc4c02",  # PPO with β = 0
+    "gold": "#daa520",
     "proxy": "#8a5aab",  # the reward model
     "chosen": "#009e73",
     "rejected": "#cc79a7",
@@ -62,7 +62,7 @@ def new_figure(
     """A figure and its axes in reading order. height: inches; grid: see `subplots`."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
     figure.suptitle(
-        textwrap.fill(title, 70),
+        textwrap.fill(title, 68),
         x=0.012,
         ha="left",
         fontsize=12,
@@ -81,9 +81,9 @@ def new_figure(
     return figure, axes
 
 
-def head(ax: Axes, text: str, color: str = INK, fontsize: float = 11) -> None:
+def head(ax: Axes, text: str, fontsize: float = 11) -> None:
     """The name of one panel among several."""
-    ax.set_title(text, loc="left", fontsize=fontsize, color=color)
+    ax.set_title(text, loc="left", fontsize=fontsize, color=INK)
 
 
 def legend(ax: Axes, **where: Any) -> None:

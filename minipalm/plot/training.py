@@ -166,7 +166,7 @@ def packing_picture(padded: Int[Tensor, "R T"], packed: Int[Tensor, "Q T"]) -> F
     for ax, rows, name in zip(axes, (padded, packed), ("padded", "packed")):
         colored = torch.where(rows > 0, (rows - 1) % len(shades) + 1, 0)
         ax.imshow(
-            colored,
+            colored.numpy(),
             ListedColormap(["white", *shades]),
             aspect="auto",
             interpolation="nearest",
