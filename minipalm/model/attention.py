@@ -50,13 +50,13 @@ def attention(
     Args:
         q, k, v: rotated queries and keys, and values. H is a multiple of G.
         mask: True where a query may see a key; it is never later than the query. None
-            for plain causal (then T = S).
+            for plain causal: the queries are the last T of S tokens.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1; Shazeer 2019 (arXiv
     1911.02150), section 3, for G = 1; Ainslie et al. 2023 (arXiv 2305.13245) between.
     """
     with sdpa_kernel(BACKENDS):
-        if q.is_cuda and mask is None:
+        if q.is_cuda and mask is None and q.shape[2] == k.shape[2]:
             shared = q.shape[1] // k.shape[1]
             k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -79,7 +79,7 @@ def attention_in_blocks(
     B, H, T, K = q.shape
     G, S = k.shape[1], k.shape[2]
     if mask is None:
-        mask = torch.ones(1, T, S, dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(1, T, S, dtype=torch.bool, device=q.device).tril(S - T)
     blocks = []
     for start in range(0, T, size):
         end = min(start + size, T)

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -21,11 +22,14 @@ def split_heads(
 ) -> tuple[
     Float[Tensor, "B H T K"], Float[Tensor, "B G T K"], Float[Tensor, "B G T K"]
 ]:
-    """Cut C = (H + 2G)·K columns into rotated queries, rotated keys, and values."""
-    H, G, K = config.heads, config.kv_heads, config.head_dim
-    heads = rearrange(qkv, "B T (heads K) -> B heads T K", K=K)
-    rotated = rotate(heads[:, : H + G], *rope)  # queries and keys in one go
-    return rotated[:, :H], rotated[:, H:], heads[:, H + G :]
+    """Cut C = (H + 2G)·K columns into rotated queries, rotated keys, and values.
+
+    With the 2G·K columns of keys and values alone, there are no queries: H is 0.
+    """
+    G = config.kv_heads
+    heads = rearrange(qkv, "B T (heads K) -> B heads T K", K=config.head_dim)
+    rotated = rotate(heads[:, :-G], *rope)  # queries and keys in one go
+    return rotated[:, :-G], rotated[:, -G:], heads[:, -G:]
 
 
 class ParallelBlock(nn.Module):
@@ -55,15 +59,35 @@ class ParallelBlock(nn.Module):
         mask: Bool[Tensor, "B T S"] | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
-    ) -> Float[Tensor, "B T D"]:
-        """Args: x, the residual stream; rope and mask as for `attention`; cache, where
-        given, holds the keys and values of earlier tokens, by layer."""
-        qkv, gate, up = self.w_in(self.norm(x)).split(self.widths, dim=-1)
-        q, k, v = split_heads(qkv, self.config, rope)
+        last: int | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """One layer.
+
+        Args:
+            x: the residual stream.
+            rope: of the tokens of x, see `rotations`.
+            mask: see `attention`.
+            cache: holds the keys and values of earlier tokens, by layer.
+            layer: the number of this one.
+            last: L, how many tokens at the end of x to go on with; None for all.
+        """
+        h = self.norm(x)
+        begin = 0 if last is None else x.shape[1] - last
+        late = [part[:, :, begin:] for part in rope]
+        qkv, gate, up = self.w_in(h[:, begin:]).split(self.widths, dim=-1)
+        q, k, v = split_heads(qkv, self.config, (late[0], late[1]))
+        if begin:  # the tokens before are only looked at: keys and values will do
+            queries = self.config.heads * self.config.head_dim
+            kv = F.linear(h[:, :begin], self.w_in.weight[queries : self.widths[0]])
+            early = (rope[0][:, :, :begin], rope[1][:, :, :begin])
+            _, k_early, v_early = split_heads(kv, self.config, early)
+            k, v = torch.cat([k_early, k], 2), torch.cat([v_early, v], 2)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        heads = rearrange(attention(q, k, v, mask), "B H T K -> B T (H K)")
-        return x + self.w_attention(heads) + self.w_feedforward(swiglu(gate, up))
+        seen = None if mask is None else mask[:, begin:]
+        heads = rearrange(attention(q, k, v, seen), "B H T K -> B T (H K)")
+        y = self.w_attention(heads) + self.w_feedforward(swiglu(gate, up))
+        return x[:, begin:] + y
 
 
 class SerialBlock(nn.Module):
@@ -93,13 +117,15 @@ class SerialBlock(nn.Module):
         mask: Bool[Tensor, "B T S"] | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
-    ) -> Float[Tensor, "B T D"]:
+        last: int | None = None,
+    ) -> Float[Tensor, "B L D"]:
         """The arguments of ParallelBlock."""
         q, k, v = split_heads(self.w_qkv(self.attention_norm(x)), self.config, rope)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         heads = rearrange(attention(q, k, v, mask), "B H T K -> B T (H K)")
         x = x + self.w_attention(heads)
+        x = x if last is None else x[:, -last:]
         gate, up = self.w_gate_up(self.feedforward_norm(x)).chunk(2, dim=-1)
         return x + self.w_feedforward(swiglu(gate, up))
 

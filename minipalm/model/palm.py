@@ -53,7 +53,8 @@ class PaLM(nn.Module):
         segments: Int[Tensor, "B T"] | None = None,
         positions: Int[Tensor, "B T"] | None = None,
         cache: KVCache | None = None,
-    ) -> Float[Tensor, "B T D"]:
+        last: int | None = None,
+    ) -> Float[Tensor, "B L D"]:
         """The normalised state after the last block, one a token.
 
         Args:
@@ -63,6 +64,8 @@ class PaLM(nn.Module):
             positions: places for RoPE. None: the number of earlier tokens seen, which
                 is right for left padding and for packed rows alike.
             cache: earlier tokens of the same rows; the new ones are added to it.
+            last: L, how many tokens at the end of the rows are asked for; the last
+                block leaves out what only the others need. None for all T.
         """
         mask = None
         if segments is not None or cache is not None:
@@ -77,7 +80,8 @@ class PaLM(nn.Module):
         rope = rotations(positions, self.config.head_dim, self.config.rope_base)
         x = self.embedding(ids)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, mask, cache, layer)
+            end = layer == len(self.blocks) - 1
+            x = block(x, rope, mask, cache, layer, last if end else None)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.norm(x)

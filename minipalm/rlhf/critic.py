@@ -37,7 +37,7 @@ class Critic(nn.Module):
         """
         ids = torch.cat([prompts, responses[:, :-1]], dim=1)
         segments = torch.cat([prompt_mask, mask[:, :-1]], dim=1).long()
-        hidden = self.trunk.hidden(ids, segments)[:, prompts.shape[1] - 1 :]
+        hidden = self.trunk.hidden(ids, segments, last=responses.shape[1])
         return self.head(hidden)[..., 0]
 
 

@@ -36,24 +36,6 @@ class Pairs:
     def __getitem__(self, rows: Int[Tensor, "R"] | slice) -> "Pairs":
         return Pairs(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def trimmed(self) -> "Pairs":
-        """The same pairs without columns that hold padding only."""
-        P = int(self.prompt_mask.sum(1).max())
-        T = int((self.chosen_mask | self.rejected_mask).sum(1).max())
-        return Pairs(
-            self.prompts[:, -P:],
-            self.prompt_mask[:, -P:],
-            *(
-                x[:, :T]
-                for x in (
-                    self.chosen,
-                    self.chosen_mask,
-                    self.rejected,
-                    self.rejected_mask,
-                )
-            ),
-        )
-
 
 def pairs_of(first: Answers, second: Answers, first_is_better: Sequence[bool]) -> Pairs:
     """Comparisons of two answers to each prompt, as the labels say.
