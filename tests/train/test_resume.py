@@ -1,7 +1,6 @@
 """49: a run that is cut short, however, ends as one that was not, bit for bit."""
 
 import json
-import multiprocessing
 import os
 import random
 import time
@@ -162,42 +161,18 @@ def test_49_torchs_own_generator_has_no_say(uninterrupted, tmp_path):
 
 # --- 49: kill -9 ----------------------------------------------------------------------
 
-unix = pytest.mark.skipif(os.name == "nt", reason="Windows cannot fork")
 
-
-@pytest.fixture(scope="module")
-def child():
-    """child(function, *arguments) -> a started process that costs no import."""
-    context = multiprocessing.get_context("forkserver")
-    # AdamW imports dynamo when it is first used, which takes a second
-    context.set_forkserver_preload(["tests.train.worlds", "torch._dynamo"])
-
-    def start(function, *arguments):
-        process = context.Process(target=function, args=arguments)
-        process.start()
-        return process
-
-    return start
-
-
-def ends(process):
-    process.join(60)
-    assert process.exitcode in (0, -9), process.exitcode
-    return process.exitcode
-
-
-@unix
 @pytest.mark.parametrize("world", ["language_model", "ppo"])
 def test_49_killed_at_every_single_file_operation(world, child, tmp_path):
     """Not at stages that we thought of: before each open, mkdir, rename and remove."""
-    assert ends(child(worlds.train, world, tmp_path / "whole")) == 0
+    assert child(worlds.train, world, tmp_path / "whole") == 0
     whole = left_by(tmp_path / "whole")
     killed = 0
     while True:
         folder = tmp_path / f"{killed}"
-        if ends(child(worlds.train_and_die, world, folder, killed)) == 0:
+        if child(worlds.train_and_die, world, folder, killed) == 0:
             break
-        assert ends(child(worlds.train, world, folder)) == 0
+        assert child(worlds.train, world, folder) == 0
         assert left_by(folder) == whole, f"killed before touch {killed}"
         killed += 1
     assert killed > 25  # two saves with about ten operations each
@@ -220,12 +195,11 @@ def die_in_save_file(world, folder, share):
     worlds.train(world, folder)
 
 
-@unix
 @pytest.mark.parametrize("share", [0, 0.5, 1])
 def test_49_killed_while_the_tensors_are_written(share, child, tmp_path):
-    assert ends(child(worlds.train, "sft", tmp_path / "whole")) == 0
-    assert ends(child(die_in_save_file, "sft", tmp_path / "cut", share)) == -9
-    assert ends(child(worlds.train, "sft", tmp_path / "cut")) == 0
+    assert child(worlds.train, "sft", tmp_path / "whole") == 0
+    assert child(die_in_save_file, "sft", tmp_path / "cut", share) == -9
+    assert child(worlds.train, "sft", tmp_path / "cut") == 0
     assert left_by(tmp_path / "cut") == left_by(tmp_path / "whole")
 
 
@@ -235,17 +209,17 @@ def write_big(folder):
     write_checkpoint(folder, tensors, {"step": 2})
 
 
-@unix
 def test_49_killed_while_a_big_file_grows(child, tmp_path):
     write_checkpoint(tmp_path / "step-000001", {"model/0": torch.ones(3)}, {"step": 1})
-    process = child(write_big, tmp_path / "step-000002")
+    process = child(write_big, tmp_path / "step-000002", wait=False)
     big = tmp_path / ".checkpoint.tmp" / checkpoint.TENSORS
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.is_alive():
         if big.exists() and big.stat().st_size > 0:
             break
     process.kill()
-    assert ends(process) == -9
+    process.join()
+    assert process.exitcode == -9
     assert not (tmp_path / "step-000002").exists()
     assert checkpoint.read_state(tmp_path / "step-000001") == {"step": 1}
     write_checkpoint(tmp_path / "step-000002", {"model/0": torch.ones(3)}, {"step": 2})
@@ -257,18 +231,18 @@ def train_long(folder):
     worlds.language_model(folder, every=1, config=replace(OPTIM, steps=200))
 
 
-@unix
 def test_49_killed_at_random_moments(child, tmp_path):
-    assert ends(child(train_long, tmp_path / "whole")) == 0
+    assert child(train_long, tmp_path / "whole") == 0
     rng = random.Random(0)
     for kills in range(12):
-        process = child(train_long, tmp_path / "cut")
+        process = child(train_long, tmp_path / "cut", wait=False)
         enough = 3 * kills + rng.randrange(3)  # steps; so that each life gets further
         while process.is_alive() and newest(tmp_path / "cut") <= enough:
             time.sleep(rng.uniform(0, 0.02))
         process.kill()
-        assert ends(process) == -9, "it came to its end before it could be killed"
-    assert ends(child(train_long, tmp_path / "cut")) == 0
+        process.join()
+        assert process.exitcode == -9, "it came to its end before it could be killed"
+    assert child(train_long, tmp_path / "cut") == 0
     assert left_by(tmp_path / "cut") == left_by(tmp_path / "whole")
 
 

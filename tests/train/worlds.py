@@ -108,7 +108,16 @@ def share_of_fives(prompts, prompt_mask, responses, mask):
     return ((responses == 5) & mask).sum(1) / mask.sum(1)
 
 
-def ppo(folder, stop=None, every=2, init=0, config=PPO, reward=share_of_fives, **more):
+def ppo(
+    folder,
+    stop=None,
+    every=2,
+    init=0,
+    config=PPO,
+    reward=share_of_fives,
+    kl_coef=0.1,
+    **more,
+):
     policy, reference = network(init), network(0)
     with torch.random.fork_rng():
         torch.manual_seed(init)
@@ -124,7 +133,7 @@ def ppo(folder, stop=None, every=2, init=0, config=PPO, reward=share_of_fives, *
         config,
         begin(folder, stop),
         3,
-        kl_coef=0.1,
+        kl_coef=kl_coef,
         max_response=5,
         eos_id=EOS,
         checkpoint_every=every,
