@@ -17,8 +17,8 @@ from minipalm.evaluate.report import (
     headline,
     measured,
 )
-from minipalm.evaluate.style import CSS
-from minipalm.plot.style import COLORS, INK, RULE, Figure
+from minipalm.evaluate.style import CSS, VARIABLES, theme
+from minipalm.plot.style import Figure
 
 
 def page(evaluation: Evaluation) -> str:
@@ -253,32 +253,3 @@ def picture(figure: Figure, name: str, caption: str) -> str:
 <div class="wide">{svg}</div>
 <figcaption>{escape(caption)}</figcaption>
 </figure>"""
-
-
-VARIABLES = {"#ffffff": "paper", INK: "ink", RULE: "rule"} | {
-    color: name for name, color in COLORS.items()
-}
-DARK = {
-    "paper": "#14171c",
-    "ink": "#dfe3e8",
-    "rule": "#343a44",
-    "sft": "#a3a8ae",
-    "ppo": "#4aa8e0",
-    "unpenalised": "#f07f2e",
-    "gold": "#f2cf6b",
-    "proxy": "#c193e0",
-    "chosen": "#1fae87",
-    "rejected": "#e3a0c5",
-    "other": "#8fd0f5",
-}
-
-
-def theme() -> str:
-    """The colours, light and dark, as CSS variables."""
-    light = {name: color for color, name in VARIABLES.items()}
-
-    def rule(colors: dict[str, str]) -> str:
-        return ":root{" + "".join(f"--{n}:{c};" for n, c in colors.items()) + "}"
-
-    dark = f"@media screen and (prefers-color-scheme:dark){{{rule(DARK)}}}"
-    return f"{rule(light)}\n{dark}\n"

@@ -1,30 +1,24 @@
 """Every figure of the course: a function takes plain data and returns a Figure.
 
-`style`     what they share: size, type, one colour for one thing
-`training`  text and training: lengths, packing, losses, sampling, the PPO dashboard
-`judging`   reward models and policies: calibration, over-optimisation, win rates
+`style`         what they share: size, type, one colour for one thing
+`text`          lengths, packing, the next token
+`training`      losses, the stages, the PPO dashboard
+`reward_model`  agreement, calibration, scale
+`policies`      over-optimisation, the parts of gold, win rates
 
 A title states what the data show, and its numbers come from them.
 """
 
-from minipalm.plot.judging import (
+from minipalm.plot.policies import gold_parts, over_optimisation, win_rate_bar
+from minipalm.plot.reward_model import (
     accuracy_scale,
-    gold_parts,
-    over_optimisation,
     reliability_diagram,
     reward_histograms,
     score_scale,
-    win_rate_bar,
 )
 from minipalm.plot.style import COLORS, Figure
-from minipalm.plot.training import (
-    lengths_histogram,
-    loss_curves,
-    next_token_bars,
-    packing_picture,
-    ppo_dashboard,
-    stage_curves,
-)
+from minipalm.plot.text import lengths_histogram, next_token_bars, packing_picture
+from minipalm.plot.training import loss_curves, ppo_dashboard, stage_curves
 
 __all__ = [
     "COLORS",

@@ -13,8 +13,8 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib.text import Text
 
 from minipalm import plot
-from minipalm.evaluate.page import DARK
 from minipalm.evaluate.statistics import Interval, over_optimisation, reliability
+from minipalm.evaluate.style import DARK
 from minipalm.plot.style import COLORS
 
 EVALUATION = make_evaluation()
