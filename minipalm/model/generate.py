@@ -65,7 +65,7 @@ def sampling_law(
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:  # rounding would cut the tail at 1
         ranked, order = logits.softmax(-1).sort(dim=-1, descending=True)
         before = ranked.cumsum(-1) - ranked  # probability of the more probable ones
         drop = (before >= top_p).scatter(-1, order, before >= top_p)
