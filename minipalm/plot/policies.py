@@ -89,6 +89,7 @@ def _against_kl(ax: Axes, curves: Mapping[str, Sequence[Row]], key: str) -> None
         ax.plot(nats, values, ".", color=color, alpha=0.35, markersize=4)
         mean = statistics.smooth(nats), statistics.smooth(values)
         ax.plot(*mean, color=color, linewidth=2.2, label=name)
+        ax.plot(mean[0][-1], mean[1][-1], "o", color=color, markersize=6)  # its end
     ax.set_xscale("function", functions=(_root, _square))
     top = max(max(_nats(rows)) for rows in curves.values())
     ticks = [0, 1, 4, 9, 16, 25, 36, 49, 64, 81, 100, 144, 196, 256, 400]
@@ -166,7 +167,7 @@ def win_rate_bar(
         for name, one in rates.items()
     }
     said = ", ".join(f"{one.rate:.0%} on {name}" for name, one in found.items())
-    title = f"PPO's answer beats SFT's: {said}" if found else "Nobody can say who wins"
+    title = f"PPO beats SFT: {said}" if found else "Nobody can say who wins"
     figure, [ax] = new_figure(title, height=1.5 + 0.5 * len(found))
     for y, one in enumerate(found.values()):
         ends = [100 * one.low, 100 * one.high]

@@ -18,6 +18,7 @@ from minipalm.plot.style import (
     legend_below,
     new_figure,
     note,
+    thin,
 )
 
 
@@ -41,15 +42,16 @@ def loss_curves(
     means = {name: smooth(y, 2 * (len(y) // 30) + 1) for name, (_, y) in curves.items()}
     if title is None:
         title = f"{key.capitalize()} from start to end, {unit}: " + ", ".join(
-            f"{name} {curves[name][1][0]:.2f} → {mean[-1]:.2f}"
+            f"{name} {mean[0]:.2f} → {mean[-1]:.2f}"
             for name, mean in means.items()
             if mean
         )
     figure, [ax] = new_figure(title)
     for index, (name, (steps, values)) in enumerate(curves.items()):
         color = color_of(name, index)
+        steps, values, mean = thin(steps, values, means[name])
         ax.plot(steps, values, color=color, alpha=0.3, linewidth=0.9)
-        ax.plot(steps, means[name], color=color, linewidth=2, label=name)
+        ax.plot(steps, mean, color=color, linewidth=2, label=name)
     for name, level in (levels or {}).items():
         ax.axhline(level, **DASHED)
         where = {"xycoords": ("axes fraction", "data"), "ha": "right"}
@@ -86,9 +88,9 @@ def stage_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     figure, axes = new_figure(f"The stages: {falls}", rows=2, columns=2, height=4.6)
     for ax, (name, points) in zip(axes, curves.items()):
         color = color_of({"pretrain": "other"}.get(name, name))
-        steps = [step for step, _ in points]
-        ax.plot(steps, [y for _, y in points], color=color, alpha=0.3, linewidth=0.9)
-        ax.plot(steps, means[name], color=color, linewidth=2)
+        steps, values, mean = thin(*map(list, zip(*points)), means[name])
+        ax.plot(steps, values, color=color, alpha=0.3, linewidth=0.9)
+        ax.plot(steps, mean, color=color, linewidth=2)
         ax.set(xlabel="iteration" if name == "ppo" else "step", xlim=(0, None))
         head(ax, STAGES[name])
     return figure

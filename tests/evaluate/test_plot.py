@@ -25,6 +25,11 @@ def rows(name):
     return [{"step": s, "loss": v} for s, v in EVALUATION["losses"][name]]
 
 
+def noisy_rows(steps):
+    noise = torch.randn(steps, generator=torch.Generator().manual_seed(steps))
+    return [{"step": s, "loss": 2.0 + x} for s, x in enumerate(noise.tolist())]
+
+
 def ppo_rows(beta):
     more = {
         "length": 14.2,
@@ -53,6 +58,9 @@ def segments():
 FIGURES = {
     "loss_curves": lambda: plot.loss_curves(
         {"policy": rows("pretrain"), "trunk": rows("sft")}, levels={"log V": 4.97}
+    ),
+    "loss_curves of long runs": lambda: plot.loss_curves(
+        {name: noisy_rows(5_000) for name in ("policy", "trunk")}
     ),
     "stage_curves": lambda: plot.stage_curves(EVALUATION["losses"]),
     "lengths_histogram": lambda: plot.lengths_histogram(
@@ -98,10 +106,11 @@ def title(figure):
 # --- what all of them share ---------------------------------------------------------
 
 
-def test_a_png_is_small_and_of_one_width(figure):
+def test_files_are_small_and_of_one_width(figure):
     data, page = figure._repr_png_()
     assert data.startswith(b"\x89PNG") and len(data) < 60_000
     assert page == {"width": 720}
+    assert len(figure.svg()) < 120_000
 
 
 def test_no_word_is_cut(figure):

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from random import Random
 
 import pytest
 from fixture import SAMPLES, make_evaluation, without_gold
@@ -116,6 +117,16 @@ def test_the_page_needs_nothing_else(out):
         for name in ("src", "href", "xlink:href"):
             assert re.match(r"#|data:", attrs.get(name) or "#")
     assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_a_long_run_makes_no_long_page(tmp_path):
+    evaluation = make_evaluation()
+    noise = Random(0)
+    for name in evaluation["losses"]:
+        points = [[step, 2 + noise.gauss(0, 1)] for step in range(1, 20_001)]
+        evaluation["losses"][name] = points
+    path = write_report(write(tmp_path, evaluation))
+    assert path.stat().st_size < 600_000
 
 
 def test_ids_are_unique_and_every_reference_has_one(out):
