@@ -161,6 +161,7 @@ ids, mask = pad_left([prompt_ids(tokenizer, " ".join(start))], 6)
 with torch.no_grad():
     logits = policy(ids, mask.long())[0, -1]
 names = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+names[:3] = "<pad>", "<bos>", "<eos>"
 plot.next_token_bars(logits, names, prompt=" ".join(start))
 
 # %%

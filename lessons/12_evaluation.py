@@ -111,9 +111,8 @@ for split in splits:
     if sft.gold is not None:
         rate = win_rate(ppo.gold_totals(), sft.gold_totals())
         compared[split]["win_rate"] = rate._asdict()
-        compared[split]["gain_sd"] = (after["gold"] - before["gold"]) / before[
-            "gold_sd"
-        ]
+        gain = after["gold"] - before["gold"]
+        compared[split]["gain_sd"] = gain / before["gold_sd"]
 
 # %%
 for split, both in compared.items():
@@ -132,12 +131,10 @@ plot.win_rate_bar(
 )
 
 # %%
+shown = ["sft", names[0], *(name for name in names[1:] if name == "beta-0")]
+figure = None
 if judged["seen", "sft"].gold is not None:
-    figure = plot.gold_parts(
-        *(judged["seen", name].row() for name in ["sft", *names[:1], *names[-1:]])
-    )
-else:
-    figure = "these prompts have no gold reward"
+    figure = plot.gold_parts(*(judged["seen", name].row() for name in shown))
 figure
 
 # %% [markdown]
@@ -147,9 +144,16 @@ figure
 # what PPO climbs. Where β is 0, look at gold.
 
 # %%
+penalty = preset.ppo.missing_eos_penalty
 curves = {
     name.removeprefix("beta-"): [
-        {key: step.get(key) for key in ("step", "kl", "gold", "score", "unfinished")}
+        {
+            "step": step["step"],
+            "kl": step["kl"],
+            "gold": step.get("gold"),
+            "score": step["score"] + penalty * step["unfinished"],  # the proxy alone
+            "unfinished": step["unfinished"],
+        }
         for step in read_metrics(f"{out}/11_ppo/{name}")
     ]
     for name in names
@@ -165,7 +169,7 @@ plot.over_optimisation(curves, compared["seen"]["sft"]["gold"])
 samples = []
 for split, n in [("seen", 0), ("seen", 1), ("heldout", 0), ("heldout", 1)]:
     sample = {"prompt": judged[split, "sft"].answers.prompts[n], "split": split}
-    keys = {"sft": "sft", names[0]: "ppo", "beta-0": "unpenalised"}
+    keys = {"sft": "sft", "beta-0": "unpenalised", names[0]: "ppo"}
     for name in policies:
         one = judged[split, name]
         if name in keys:

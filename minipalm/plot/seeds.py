@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from matplotlib.figure import Figure
-
 from minipalm.evaluate.statistics import over_optimisation, smooth
-from minipalm.plot.style import Row, beta_style, head, legend_below, new_figure
+from minipalm.plot.style import Figure, Row, beta_style, head, legend_below, new_figure
 
 
 def over_optimisation_by_seed(

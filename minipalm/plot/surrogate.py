@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from minipalm.plot.style import COLORS, INK, legend, new_figure
+from minipalm.plot.style import COLORS, INK, Figure, legend, new_figure
 
 
 def clipped_surrogate(policy_loss: Callable[..., Tensor], clip: float = 0.2) -> Figure:
