@@ -87,6 +87,12 @@ def test_the_size_of_a_block_changes_nothing(size):
         torch.testing.assert_close(blocks, attention_by_hand(q, k, v, mask))
 
 
+def test_without_a_mask_the_queries_are_the_last_tokens():
+    q, k, v = random_case(3, 8, G=2)
+    mask = torch.ones(B, 3, 8, dtype=torch.bool).tril(5)
+    torch.testing.assert_close(attention(q, k, v), attention_by_hand(q, k, v, mask))
+
+
 def test_one_query_head_reads_the_key_head_of_its_own_group():
     q, k, v = random_case(4, 4, G=2)
     before = attention(q, k, v)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from minipalm.config import PRESETS, PaLMConfig, get_preset
 from minipalm.model.block import ParallelBlock, SerialBlock
+from minipalm.model.cache import KVCache
 from minipalm.model.palm import PaLM, count_parameters
 from minipalm.model.swiglu import swiglu
 from tests.small import V, seeded, small_config, small_palm
@@ -184,6 +185,37 @@ def test_packed_texts_have_the_logits_they_have_alone():
     logits = model(packed, segments)[0, :9].split([3, 1, 5])
     for text, one in zip(texts, logits):
         torch.testing.assert_close(one, model(text[None])[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("last", [1, 3, 8])
+@pytest.mark.parametrize("padded", [False, True])
+def test_asking_for_the_last_tokens_only_changes_no_number(block, last, padded):
+    """Properties 1 and 6."""
+    one, other = (PaLM(small_config(), seeded(), block) for _ in range(2))
+    ids = torch.randint(V, (3, 8), generator=seeded(1))
+    segments = (torch.arange(8) >= torch.tensor([[0], [2], [4]])).long()
+    g = torch.randn(3, last, 12, generator=seeded(2))
+    expected = one.hidden(ids, segments if padded else None)[:, -last:]
+    hidden = other.hidden(ids, segments if padded else None, last=last)
+    torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)
+    expected.backward(g), hidden.backward(g)
+    for x, y in zip(one.parameters(), other.parameters()):
+        torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_last_tokens_can_be_asked_of_a_cache(block):
+    """Property 6."""
+    model = PaLM(small_config(), seeded(), block)
+    ids = torch.randint(V, (3, 8), generator=seeded(1))
+    cache = KVCache(model.config, 3, 8, model.embedding.weight)
+    with torch.no_grad():
+        first = model.hidden(ids[:, :5], cache=cache, last=2)
+        rest = model.hidden(ids[:, 5:], cache=cache, last=1)
+        expected = model.hidden(ids)
+    torch.testing.assert_close(first, expected[:, 3:5], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rest, expected[:, 7:], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
