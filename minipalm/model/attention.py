@@ -55,10 +55,16 @@ def attention(
     Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1; Shazeer 2019 (arXiv
     1911.02150), section 3, for G = 1; Ainslie et al. 2023 (arXiv 2305.13245) between.
     """
+    B, H, T, K = q.shape
+    G, S = k.shape[1], k.shape[2]
     with sdpa_kernel(BACKENDS):
-        if q.is_cuda and mask is None and q.shape[2] == k.shape[2]:
-            shared = q.shape[1] // k.shape[1]
-            k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
+        if T == 1:  # it sees the same keys from each head: heads are rows of one matrix
+            rows = q.reshape(B, G, H // G, K)
+            allowed = None if mask is None else mask[:, None]
+            one = F.scaled_dot_product_attention(rows, k, v, allowed)
+            return one.view(B, H, 1, K)
+        if q.is_cuda and mask is None and T == S:
+            k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return attention_in_blocks(q, k, v, mask)
 
