@@ -1,0 +1,1 @@
+"""Speed, side by side: minipalm and its peers on the same shapes, in one run."""
