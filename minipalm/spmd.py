@@ -15,6 +15,7 @@ import argparse
 import ast
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -107,6 +108,7 @@ def execute(
         os.environ["JUPYTER_PATH"] = private
         kernel = write_kernelspec(Path(private))
         import papermill
+        import psutil  # type: ignore[import-untyped]  # ipykernel has it
         from traitlets.config import Config
 
         config = Config()
@@ -114,20 +116,24 @@ def execute(
             # Sockets are files: no race for ports, nothing to reach from outside.
             config.KernelManager.transport = "ipc"
             config.KernelManager.ip = f"{private}/k"
-        papermill.execute_notebook(
-            papermill_path(notebook),
-            papermill_path(output),
-            values,
-            kernel_name=kernel,
-            language="python",
-            progress_bar=False,  # the cells draw their own
-            autosave_cell_every=5,
-            start_timeout=180,
-            coalesce_streams=True,  # a bar of 300 steps is one output, not 300
-            shutdown_kernel="immediate",  # or ranks that wait for a dead one linger
-            config=config,
-            **options,
-        )
+        try:
+            papermill.execute_notebook(
+                papermill_path(notebook),
+                papermill_path(output),
+                values,
+                kernel_name=kernel,
+                language="python",
+                progress_bar=False,  # the cells draw their own
+                autosave_cell_every=5,
+                start_timeout=180,
+                coalesce_streams=True,  # a bar of 300 steps is one output, not 300
+                shutdown_kernel="immediate",  # or ranks that wait for a dead one linger
+                config=config,
+                **options,
+            )
+        finally:  # stopped while the kernel starts, papermill leaves it behind
+            for child in psutil.Process().children():
+                child.kill()
 
 
 def papermill_path(path: Path) -> str:
@@ -160,7 +166,9 @@ def stop_on_signals() -> None:
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
         for each in signals:  # once is enough: saving must not be cut short
-            signal.signal(each, signal.SIG_IGN)
+            # not SIG_IGN: Python laments a signal that was already on its way
+            signal.signal(each, lambda *_: None)
+        logging.disable()  # nor shall libraries, about a kernel that went away
         raise SystemExit(128 + number)
 
     for each in signals:
@@ -198,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         help="stop when the process that started this one dies (Linux)",
     )
     args = parser.parse_args(argv)
+    stop_on_signals()
     try:
         values = parse_parameters(known_parameters(args.notebook), args.p)
     except ValueError as error:
@@ -213,7 +222,6 @@ def main(argv: list[str] | None = None) -> int:
         options.update(stdout_file=sys.stdout, stderr_file=sys.stderr)
     if args.with_parent or "RANK" in os.environ:
         die_with_parent()
-    stop_on_signals()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import signal
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from minipalm.spmd import known_parameters, parse_parameters
@@ -112,6 +113,30 @@ def test_a_signal_ends_the_run_and_its_kernel_within_seconds(
     assert texts(output) == ["", f"{kernel}\n"]
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("moment", ["the kernel starts", "a cell runs"])
+def test_ctrl_c_and_sigterm_together_leave_one_line_and_no_kernel(
+    write_notebook, python, tmp_path, moment
+):
+    """A terminal sends Ctrl-C to all, and ./course run passes on what it gets."""
+    notebook = write_notebook(
+        "wait", "import time; print(1, flush=True)", "time.sleep(9)"
+    )
+    for _ in range(3):
+        process = python(*SPMD, notebook, tmp_path / "out.ipynb")
+        while not (kernels := psutil.Process(process.pid).children()):
+            time.sleep(0.001)
+        if moment == "a cell runs":
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.terminate()
+        _, _, err = finish(process)
+        (line,) = err.strip().splitlines()
+        assert line.startswith("stopped by SIG")
+        psutil.wait_procs(kernels, timeout=5)
+        assert not any(kernel.is_running() for kernel in kernels)
 
 
 def test_a_rogue_kernelspec_cannot_hijack_the_run(write_notebook, python, tmp_path):
