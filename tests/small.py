@@ -15,8 +15,8 @@ def seeded(seed=0):
 
 
 def small_config(**changes):
-    """embed_std .5 makes the laws far from uniform, so that a wrong one is seen."""
-    sizes = dict(dim=12, depth=2, heads=4, head_dim=6, kv_heads=2, embed_std=0.5)
+    """embed_std .3 makes the laws far from uniform, so that a wrong one is seen."""
+    sizes = dict(dim=12, depth=2, heads=4, head_dim=6, kv_heads=2, embed_std=0.3)
     return PaLMConfig(**{"vocab_size": V, **sizes, **changes})
 
 
