@@ -22,7 +22,8 @@ class Critic(nn.Module):
     def __init__(self, trunk: PaLM) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = nn.Linear(trunk.config.dim, 1)
+        like = trunk.embedding.weight  # for its device and type
+        self.head = nn.Linear(trunk.config.dim, 1, device=like.device, dtype=like.dtype)
 
     def forward(
         self,
