@@ -9,14 +9,11 @@ import pytest
 import torch
 
 import minipalm.rlhf.ppo as ppo
-from minipalm.config import PPOConfig
 from minipalm.rlhf.kl import k3
 from minipalm.rlhf.logprobs import entropy, response_logits, token_logprobs
 from minipalm.rlhf.ppo import minibatches, policy_loss, ppo_update, value_loss
 from minipalm.rlhf.rollout import collect
-from minipalm.train.optim import adamw, lr_scale, set_lr
-from minipalm.train.ppo import train_ppo
-from minipalm.train.run import Run
+from minipalm.train.optim import adamw, set_lr
 from tests.small import (
     EOS,
     gradients,
@@ -480,9 +477,6 @@ def test_clip_fraction_of_the_known_ratios_is_a_half():
     assert stats.clip_fraction == pytest.approx(outside.item())
 
 
-# --- the loop ----------------------------------------------------------------------
-
-
 def test_stats_are_means_over_the_steps_of_an_update():
     """Property 43: nothing is divided by steps that were not done."""
     policy, critic = small_palm(), small_critic()
@@ -493,109 +487,3 @@ def test_stats_are_means_over_the_steps_of_an_update():
     assert (whole.steps, more.steps) == (1, 4)
     assert more.value_loss == pytest.approx(whole.value_loss, rel=1e-4)
     assert more.value_grad_norm == pytest.approx(whole.value_grad_norm, rel=1e-4)
-
-
-def train(tmp_path, policy=None, steps=None, **config):
-    policy = policy or small_palm()
-    prompts, prompt_mask, *_ = ragged([3, 1, 5, 2], [1] * 4)
-    run = Run(tmp_path)
-    train_ppo(
-        policy,
-        small_palm(),
-        small_critic(),
-        lengths_reward,
-        prompts,
-        prompt_mask,
-        ppo_config(**config),
-        run,
-        seed=0,
-        kl_coef=0.15,
-        max_response=5,
-        eos_id=EOS,
-    )
-    return policy, run.metrics()
-
-
-def test_the_loop_does_the_steps_that_its_config_says(tmp_path):
-    """Property 43."""
-    _, metrics = train(tmp_path, iterations=3, minibatch_size=2, micro_batch=1)
-    assert [line["steps"] for line in metrics] == [8, 8, 8]
-    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-5)  # 13
-    assert metrics[0]["ratio"] != 1  # from the second step on it moves
-
-
-def test_at_the_first_iteration_kl_is_0_and_later_it_is_not(tmp_path):
-    """Property 13."""
-    config = dict(policy_lr=1e-2, warmup=0.0)
-    _, metrics = train(tmp_path, iterations=3, **config)
-    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-5)
-    assert abs(metrics[2]["kl"]) > 1e-3
-
-
-def test_beta_moves_with_the_kl_of_the_last_answers(tmp_path):
-    """Property 20: sums over answers, answers counted as episodes, no staleness."""
-    config = dict(iterations=4, kl_target=0.01, kl_horizon=100, policy_lr=1e-2)
-    _, metrics = train(tmp_path, **config)
-    coef = 0.15
-    for line in metrics:
-        assert line["kl_coef"] == pytest.approx(coef)
-        error = min(max(line["kl"] / 0.01 - 1, -0.2), 0.2)
-        coef *= 1 + error * 8 / 100
-    _, fixed = train(tmp_path / "fixed", iterations=2)
-    assert [line["kl_coef"] for line in fixed] == [0.15, 0.15]
-
-
-def test_the_reference_is_never_changed(tmp_path):
-    """Property 37: the policy moves, its reference and its reward do not."""
-    policy, _ = train(tmp_path, iterations=2, policy_lr=1e-2)
-    moved = [
-        not torch.equal(one, other)
-        for one, other in zip(policy.parameters(), small_palm().parameters())
-    ]
-    assert all(moved)
-
-
-def test_adam_has_epsilon_1e_5_and_decays_no_vector():
-    """Property 47."""
-    assert PPOConfig(1, 1, 1, 1, 1.0, 1.0).adam_eps == 1e-5
-    critic = small_critic()
-    optimizer = adamw(critic, weight_decay=0.1, eps=1e-5)
-    assert all(group["eps"] == 1e-5 for group in optimizer.param_groups)
-    decay = {
-        id(w): group["weight_decay"]
-        for group in optimizer.param_groups
-        for w in group["params"]
-    }
-    for name, weight in critic.named_parameters():
-        assert decay.pop(id(weight)) == (0.1 if weight.dim() == 2 else 0.0), name
-    assert not decay
-
-
-def test_adam_equals_the_algorithm_written_out():
-    """Property 47: where ε enters, and decay apart from the gradient."""
-    lr, b1, b2, eps, decay = 0.1, 0.9, 0.95, 1e-2, 0.1
-    layer = torch.nn.Linear(3, 2, bias=False)
-    w = layer.weight.detach().clone()
-    optimizer = adamw(layer, decay, (b1, b2), eps)
-    set_lr(optimizer, lr)
-    m, v = torch.zeros_like(w), torch.zeros_like(w)
-    for step in range(1, 5):
-        g = torch.randn(2, 3, generator=seeded(step)) / 10
-        layer.weight.grad = g.clone()
-        optimizer.step()
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-        m_hat, v_hat = m / (1 - b1**step), v / (1 - b2**step)
-        w = w - lr * decay * w - lr * m_hat / (v_hat.sqrt() + eps)
-        torch.testing.assert_close(layer.weight.detach(), w, atol=1e-6, rtol=0)
-
-
-def test_the_learning_rate_rises_on_a_line_and_falls_on_a_cosine():
-    """Property 47: a cosine to a tenth here, where others go to 0 on a line."""
-    rates = [lr_scale(step, 100, 0.1, 0.1) for step in range(1, 101)]
-    assert (rates[0], rates[9], rates[99]) == pytest.approx((0.1, 1.0, 0.1))
-    assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
-    assert rates[54] == pytest.approx(0.55)  # half-way down
-    assert all(one > two for one, two in zip(rates[9:], rates[10:]))
-    assert lr_scale(1, 1, 0.05, 0.1) == 1.0  # a run of one step
-    straight = lr_scale(10, 10, 0.0, 0.0)
-    assert straight == pytest.approx(0, abs=1e-12)
