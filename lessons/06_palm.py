@@ -29,6 +29,7 @@ from minipalm.config import OptimConfig, PaLMConfig, get_preset
 from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids, text_stream
 from minipalm.data.datasets import check_window, read_demonstrations, read_texts
+from minipalm.data.files import fingerprint
 from minipalm.data.tokenizer import train_tokenizer
 from minipalm.model.attention import attention_mask
 from minipalm.model.block import ParallelBlock, SerialBlock, init_block
@@ -124,6 +125,7 @@ for name, model in {"policy": policy, "trunk": trunk}.items():
         model=asdict(model.config),
         optim=asdict(preset.pretrain),
         tokenizer=tokenizer.fingerprint,
+        text=fingerprint(text),
     )
     train_language_model(
         model,

@@ -26,6 +26,7 @@ from minipalm.config import OptimConfig, get_preset
 from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids, response_ids
 from minipalm.data.datasets import check_window, read_demonstrations
+from minipalm.data.files import fingerprint
 from minipalm.data.tokenizer import load_tokenizer
 from minipalm.model.generate import generate
 from minipalm.model.palm import PaLM
@@ -103,6 +104,7 @@ for name, model in {"policy": policy, "trunk": trunk}.items():
         model=asdict(model.config),
         optim=asdict(preset.sft),
         tokenizer=tokenizer.fingerprint,
+        demonstrations=fingerprint(demonstrations),
     )
     train_sft(model, packed, preset.sft, run, seed, preset.checkpoint_every)
 

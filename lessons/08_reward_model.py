@@ -32,6 +32,7 @@ from minipalm.data.datasets import (
     read_preferences,
     read_prompts,
 )
+from minipalm.data.files import fingerprint
 from minipalm.data.gold import bayes_accuracy, gold_reward, label_pair
 from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.statistics import (
@@ -139,6 +140,7 @@ run = Run(
     model=asdict(trunk_config),
     reward=asdict(preset.reward),
     tokenizer=tokenizer.fingerprint,
+    data=fingerprint(preferences or prompts),
 )
 train_reward_model(
     reward_model, train_pairs, preset.reward, run, seed, preset.checkpoint_every

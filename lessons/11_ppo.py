@@ -26,6 +26,7 @@ from minipalm.config import PPOConfig, get_preset
 from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.datasets import check_prompt_lengths, read_prompts
+from minipalm.data.files import fingerprint
 from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.judge import gold_of
 from minipalm.model.palm import PaLM
@@ -145,6 +146,7 @@ for kl_coef in preset.ppo.kl_coefs:
         critic=asdict(trunk_config),
         ppo=asdict(preset.ppo),
         tokenizer=tokenizer.fingerprint,
+        prompts=fingerprint(prompts),
     )
     train_ppo(
         policies[name],

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.course.lock import lock
+from minipalm.data.files import fingerprint
 from minipalm.spmd import known_parameters, stop_on_signals
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
@@ -54,10 +55,6 @@ def find_inputs(notebook: Path, data: Path | None) -> dict[str, Path]:
             )
         files[name] = path
     return files
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def code_digest(notebook: Path) -> str:
@@ -160,7 +157,7 @@ def run_stage(
     made_from = {
         "scale": args.scale,
         "seed": args.seed,
-        "inputs": {name: digest(path) for name, path in files.items()},
+        "inputs": {name: fingerprint(path) for name, path in files.items()},
         "after": dict(after),
     }
     complete, after[stage] = prepare(folder, made_from, code_digest(notebook))

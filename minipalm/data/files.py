@@ -1,5 +1,6 @@
-"""Writing a file so that it is there in full or not at all."""
+"""Writing a file so that it is there in full or not at all, and telling it apart."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -20,3 +21,9 @@ def write_text(path: str | Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # still there only if something failed
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file's bytes: a run remembers what it was trained on."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
