@@ -262,9 +262,12 @@ def test_all_rows_may_end_before_the_last_step():
     model = small_palm()
     prompts, prompt_mask = prompts_of(3, 1)
     (first,) = {*sample(model, prompts[:1], prompt_mask[:1], T=1).responses[0].tolist()}
+    hidden, passes = model.hidden, []
+    model.hidden = lambda *a, **kw: passes.append(len(a[0])) or hidden(*a, **kw)
     sampled = sample(model, prompts[:1], prompt_mask[:1], T=4, eos_id=first)
     assert sampled.mask.tolist() == [[True, False, False, False]]
     assert sampled.responses.shape == sampled.logprobs.shape == (1, 4)
+    assert passes == [1]  # the prompt's; nothing is computed for nobody
 
 
 def test_a_generator_fixes_the_answers_and_nothing_else_is_touched():

@@ -129,7 +129,7 @@ def test_both_losses_equal_a_loop_over_the_tokens_of_the_mask(clip, lengths):
 def test_the_value_loss_has_its_known_value_and_its_gradient():
     """Property 38."""
     one = torch.ones(1, 1)
-    loss = value_loss(one, 0.5 * one, 1.2 * one, one.bool(), 0.2)
+    loss = value_loss(one, 0.5 * one, 1.2 * one, one.bool())  # ε is .2
     assert loss.item() == pytest.approx(0.125)
     # Past the clip on the way to R the gradient is 0; past it on the wrong side not.
     for value, expected in [(1.0, 0.0), (0.6, -0.6), (0.2, -1.0)]:
@@ -320,7 +320,9 @@ def test_the_first_gradient_is_that_of_the_documented_objective():
 
     config = ppo_config(minibatch_size=8, epochs=1, entropy_coef=0.1)
     with gradients_of_steps() as seen:
-        update_with(policy, critic, rollout, config)
+        stats = update_with(policy, critic, rollout, config)
+    assert stats.policy_loss == pytest.approx(-gain[mask].mean().item(), rel=1e-4)
+    assert stats.value_loss == pytest.approx(error[mask].mean().item() / 2, rel=1e-4)
     for network, grads in zip(by_hand, seen):
         for one, weight in zip(grads, network.parameters()):
             torch.testing.assert_close(one, weight.grad, atol=1e-5, rtol=1e-3)
