@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,8 +142,11 @@ def small_disk(tmp_path):
         pytest.skip("there is no mount")
     if done.returncode:
         pytest.skip("mounting a small disk needs root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    handle = os.open(place, os.O_RDONLY)
+    # Unmounted at once: only the handle holds it, so it goes however the test ends.
+    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield Path(f"/proc/self/fd/{handle}")
+    os.close(handle)
 
 
 def big(value):

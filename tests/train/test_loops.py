@@ -14,9 +14,10 @@ import torch
 from minipalm.course import ROOT
 from minipalm.rlhf import ppo as ppo_module
 from minipalm.rlhf.reward import score_pairs
+from minipalm.rlhf.sft import sft_loss
 from minipalm.train import run as run_module
 from minipalm.train.language_model import next_token_loss, train_language_model
-from minipalm.train.optim import lr_scale
+from minipalm.train.optim import batch_rows, lr_scale
 from minipalm.train.run import Run, TrainingError, read_metrics
 from tests.train import worlds
 from tests.train.worlds import OPTIM, PPO, WORLDS, left_by
@@ -224,6 +225,17 @@ def test_a_stream_shorter_than_a_window_is_an_error(tmp_path):
         train_language_model(
             worlds.network(0), worlds.draw(9), 10, OPTIM, Run(tmp_path), 0
         )
+
+
+def test_sft_logs_the_mean_over_the_response_tokens_of_the_batch(tmp_path, monkeypatch):
+    seen = []
+    real = worlds.train_sft
+    monkeypatch.setattr(worlds, "train_sft", lambda *a: (seen.append(a[1]), real(*a)))
+    worlds.sft(tmp_path, config=replace(OPTIM, micro_batch=3))
+    (rows,) = seen
+    batch = rows[batch_rows(len(rows), OPTIM.batch_size, 1, 3)]
+    loss = sft_loss(worlds.network(0), batch)
+    assert read_metrics(tmp_path)[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_sft_learns_its_demonstrations(tmp_path):
