@@ -15,6 +15,6 @@ def swiglu(
 
     Example: gate 0 lets nothing pass; a large gate g passes about g * up.
 
-    Source: Shazeer 2020 (arXiv 2002.05202), equation 6, without its two biases.
+    Source: Shazeer 2020 (arXiv 2002.05202), equation 5, without its two biases.
     """
     return F.silu(gate) * up
