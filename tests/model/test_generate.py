@@ -77,6 +77,8 @@ def test_top_p_keeps_the_token_that_crosses_the_line_and_no_other():
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
     kept = {p: sampling_law(logits, top_p=p).isfinite().sum() for p in (0.4, 0.6, 0.9)}
     assert kept == {0.4: 1, 0.6: 2, 0.9: 3}
+    exact = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    assert sampling_law(exact, top_p=0.5).isfinite().sum() == 1  # enough is enough
 
 
 def test_temperature_0_takes_the_largest():
@@ -252,18 +254,27 @@ def test_the_mask_ends_with_the_first_eos():
     assert min(lengths) == 1 and max(lengths) == 9  # at once, and never
 
 
+def passes_of(model):
+    """A list that grows by the number of rows of each pass through the network."""
+    hidden, passes = model.hidden, []
+    model.hidden = lambda *a, **kw: passes.append(len(a[0])) or hidden(*a, **kw)
+    return passes
+
+
 def test_without_an_eos_every_answer_has_full_length():
+    model = small_palm()
     prompts, prompt_mask = prompts_of(3, 1)
-    sampled = sample(small_palm(), prompts, prompt_mask, T=5, eos_id=-1)
+    passes = passes_of(model)
+    sampled = sample(model, prompts, prompt_mask, T=5, eos_id=-1)
     assert sampled.mask.all() and sampled.mask.shape == (2, 5)
+    assert passes == [2] * 5  # none after the last token
 
 
 def test_all_rows_may_end_before_the_last_step():
     model = small_palm()
     prompts, prompt_mask = prompts_of(3, 1)
     (first,) = {*sample(model, prompts[:1], prompt_mask[:1], T=1).responses[0].tolist()}
-    hidden, passes = model.hidden, []
-    model.hidden = lambda *a, **kw: passes.append(len(a[0])) or hidden(*a, **kw)
+    passes = passes_of(model)
     sampled = sample(model, prompts[:1], prompt_mask[:1], T=4, eos_id=first)
     assert sampled.mask.tolist() == [[True, False, False, False]]
     assert sampled.responses.shape == sampled.logprobs.shape == (1, 4)
