@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from minipalm import plot
 from minipalm.config import OptimConfig, PaLMConfig, get_preset
 from minipalm.course import ROOT
-from minipalm.data.batches import pad_left, prompt_ids, text_stream
+from minipalm.data.batches import prompt_ids, text_stream
 from minipalm.data.datasets import check_window, read_demonstrations, read_texts
 from minipalm.data.files import fingerprint
 from minipalm.data.tokenizer import train_tokenizer
@@ -57,13 +57,10 @@ texts[:3]
 # %%
 words = texts + [f"{demo.prompt} {demo.response}" for demo in demos]
 tokenizer = train_tokenizer(words, preset.tokenizer, preset.vocab_size)
-Path(out, "06_palm").mkdir(parents=True, exist_ok=True)
-tokenizer.save(Path(out, "06_palm", "tokenizer.json"))
 check_window(demos, tokenizer, preset.window)
-
-kept_back = max(len(texts) // 50, 1)
-stream = text_stream(tokenizer, texts[kept_back:])
-heldout = text_stream(tokenizer, texts[:kept_back])
+stream = text_stream(tokenizer, texts)
+cut = max(len(stream) // 50, preset.window)  # at least one row is held out
+heldout, stream = stream[:cut], stream[cut:]
 print(f"{tokenizer.vocab_size} tokens in the vocabulary, {len(stream)} in the text")
 
 # %% [markdown]
@@ -102,7 +99,7 @@ from minipalm.train.language_model import next_token_loss
 
 # %%
 rows = heldout[: len(heldout) // preset.window * preset.window]
-rows = rows.view(-1, preset.window)
+rows = rows.view(-1, preset.window)[:256]
 with torch.no_grad():
     untrained = next_token_loss(policy, rows).item()
 print(f"before: {untrained:.2f} nats a token")
@@ -124,6 +121,7 @@ for name, model in {"policy": policy, "trunk": trunk}.items():
         seed=seed,
         model=asdict(model.config),
         optim=asdict(preset.pretrain),
+        window=preset.window,
         tokenizer=tokenizer.fingerprint,
         text=fingerprint(text),
     )
@@ -149,7 +147,7 @@ with torch.no_grad():
         "trunk": next_token_loss(trunk, rows).item(),
     }
 for name, loss in trained.items():
-    print(f"{name}: {loss:.3f} nats a token on texts it has not seen")
+    print(f"{name}: {loss:.3f} nats a token on the text held out")
 
 # %% [markdown]
 # ## Sample
@@ -158,13 +156,14 @@ for name, loss in trained.items():
 # temperature below 1 makes the law sharper; top-k and top-p cut its tail.
 
 # %%
-start = texts[0].split()[:5]
-ids, mask = pad_left([prompt_ids(tokenizer, " ".join(start))], 6)
+begin = prompt_ids(tokenizer, texts[0])[:6]
+start = tokenizer.decode(begin)
+ids, mask = torch.tensor([begin]), torch.ones(1, len(begin), dtype=torch.bool)
 with torch.no_grad():
     logits = policy(ids, mask.long())[0, -1]
 names = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
 names[:3] = "<pad>", "<bos>", "<eos>"
-plot.next_token_bars(logits, names, prompt=" ".join(start))
+plot.next_token_bars(logits, names, prompt=start)
 
 # %%
 ids, mask = ids.expand(4, -1), mask.expand(4, -1)
@@ -177,7 +176,7 @@ sampled = generate(
     generator=torch.Generator().manual_seed(seed),
 )
 for response, kept in zip(sampled.responses, sampled.mask, strict=True):
-    print(*start, tokenizer.decode(response[kept].tolist()))
+    print(start, tokenizer.decode(response[kept].tolist()))
 
 # %% [markdown]
 # ## What changed
@@ -186,6 +185,7 @@ for response, kept in zip(sampled.responses, sampled.mask, strict=True):
 # request yet: that is the next lesson.
 
 # %%
+tokenizer.save(Path(out, "06_palm", "tokenizer.json"))
 finish_stage(
     out,
     "06_palm",

@@ -24,16 +24,26 @@ from torch import Tensor
 from minipalm import plot
 from minipalm.config import OptimConfig, get_preset
 from minipalm.course import ROOT
-from minipalm.data.batches import pad_left, prompt_ids, response_ids
-from minipalm.data.datasets import check_window, read_demonstrations
+from minipalm.data.batches import prompt_ids, response_ids
+from minipalm.data.datasets import (
+    check_prompt_lengths,
+    check_response_lengths,
+    hold_out,
+    read_demonstrations,
+)
 from minipalm.data.files import fingerprint
 from minipalm.data.tokenizer import load_tokenizer
-from minipalm.model.generate import generate
 from minipalm.model.palm import PaLM
+from minipalm.rlhf.answers import answer
 from minipalm.rlhf.sft import Example, Rows, fill_rows, pad_examples
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
 from minipalm.train.run import Run, progress, read_metrics
-from minipalm.train.stage import finish_stage, finished_stage, load_result
+from minipalm.train.stage import (
+    finish_stage,
+    finished_stage,
+    load_result,
+    result_fingerprint,
+)
 
 # %%
 os.chdir(ROOT)  # paths are from the repository's folder
@@ -46,7 +56,8 @@ trunk = load_result(PaLM(trunk_config), out, "06_palm", "trunk", tokenizer)
 
 # %%
 demos = read_demonstrations(demonstrations)
-check_window(demos, tokenizer, preset.window)
+check_prompt_lengths(demos, tokenizer, preset.max_prompt)
+check_response_lengths(demos, tokenizer, preset.max_response)
 for demo in demos[:3]:
     print(demo.prompt, "→", demo.response)
 
@@ -62,14 +73,16 @@ for demo in demos[:3]:
 from minipalm.rlhf.sft import pack_examples
 
 # %%
-examples = [
-    (prompt_ids(tokenizer, demo.prompt), response_ids(tokenizer, demo.response))
-    for demo in demos
-]
-kept_back = max(len(examples) // 20, 1)
-heldout = pad_examples(examples[:kept_back])
-packed = pack_examples(examples[kept_back:], preset.window)
-few = examples[kept_back : kept_back + 24]
+examples, tests = (
+    [
+        (prompt_ids(tokenizer, d.prompt), response_ids(tokenizer, d.response))
+        for d in part
+    ]
+    for part in hold_out(demos, 0.05, seed)
+)
+packed = pack_examples(examples, preset.window)
+heldout = pad_examples(tests[:256])
+few = examples[:24]
 padded = pad_examples(few)
 plot.packing_picture(padded.segments, pack_examples(few, preset.window).segments)
 
@@ -103,6 +116,8 @@ for name, model in {"policy": policy, "trunk": trunk}.items():
         seed=seed,
         model=asdict(model.config),
         optim=asdict(preset.sft),
+        window=preset.window,
+        start=result_fingerprint(out, "06_palm"),
         tokenizer=tokenizer.fingerprint,
         demonstrations=fingerprint(demonstrations),
     )
@@ -119,27 +134,25 @@ with torch.no_grad():
         "trunk": sft_loss(trunk, heldout).item(),
     }
 for name, loss in heldout_loss.items():
-    print(f"{name}: {loss:.3f} nats a response token on unseen demonstrations")
+    print(f"{name}: {loss:.3f} nats a response token on demonstrations held out")
 
 # %% [markdown]
 # ## Use it
 #
-# The policy now answers. Some answers are good, most have a flaw: a wrong mood, a slip
-# of grammar. It imitates its teachers, slips included.
+# The policy now answers. Look for flaws: a wrong mood, another subject, a slip of
+# grammar. It imitates its teachers, slips included.
 
 # %%
-asked = [demo.prompt for demo in demos[:6]]
-ids, mask = pad_left([prompt_ids(tokenizer, p) for p in asked], preset.max_prompt)
-sampled = generate(
+told = answer(
     policy,
-    ids,
-    mask,
-    max_new_tokens=preset.max_response,
-    eos_id=tokenizer.eos_id,
+    tokenizer,
+    [demo.prompt for demo in demos[:6]],
+    max_prompt=preset.max_prompt,
+    max_response=preset.max_response,
     generator=torch.Generator().manual_seed(seed),
 )
-for prompt, response, kept in zip(asked, sampled.responses, sampled.mask, strict=True):
-    print(prompt, "→", tokenizer.decode(response[kept].tolist()))
+for prompt, text in zip(told.prompts, told.texts, strict=True):
+    print(prompt, "→", text)
 
 # %% [markdown]
 # ## What changed

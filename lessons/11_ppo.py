@@ -46,7 +46,12 @@ from minipalm.rlhf.rollout import Reward, Rollout, collect
 from minipalm.train.optim import adamw, lr_scale, set_lr
 from minipalm.train.ppo import rollout_metrics
 from minipalm.train.run import Run, progress, read_metrics
-from minipalm.train.stage import finish_stage, finished_stage, load_result
+from minipalm.train.stage import (
+    finish_stage,
+    finished_stage,
+    load_result,
+    result_fingerprint,
+)
 
 # %%
 os.chdir(ROOT)  # paths are from the repository's folder
@@ -76,8 +81,8 @@ ids, mask = pad_left([prompt_ids(tokenizer, p) for p in asked], preset.max_promp
 #
 # The **policy** answers. The **reference** is the policy as it was, frozen: the KL is
 # measured from it. The **reward model**, frozen too, scores whole answers. The
-# **critic** guesses at every token what the score will be; it starts as a copy of the
-# reward model.
+# **critic** guesses at every token what the score will be; it starts from the reward
+# model's weights.
 #
 # ## What is maximised
 #
@@ -147,6 +152,8 @@ for kl_coef in preset.ppo.kl_coefs:
         ppo=asdict(preset.ppo),
         tokenizer=tokenizer.fingerprint,
         prompts=fingerprint(prompts),
+        sizes=[preset.max_prompt, preset.max_response],
+        start=[result_fingerprint(out, s) for s in ("07_sft", "08_reward_model")],
     )
     train_ppo(
         policies[name],
@@ -191,8 +198,8 @@ for model, name in ((reference, "SFT"), (policies[kept], "PPO")):
 # %% [markdown]
 # ## What changed
 #
-# The score went up. Whether the answers are better is another question: the score is
-# a proxy. The next lesson asks somebody who knows.
+# The policy has learnt what raises the score. Whether its answers are better is another
+# question: the score is a proxy. The next lesson asks somebody who knows.
 
 # %%
 finish_stage(

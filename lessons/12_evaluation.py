@@ -64,8 +64,8 @@ for name in names:
 # %% [markdown]
 # ## Ask everybody the same
 #
-# Each policy answers the same prompts. Held-out prompts ask for pairs of mood and
-# subject that no demonstration, no comparison and no PPO prompt has shown.
+# Each policy answers the same prompts. TinyTales' held-out prompts ask for pairs of
+# mood and subject that no demonstration, comparison or PPO prompt asks for.
 
 # %%
 splits = {}
@@ -140,8 +140,8 @@ figure
 # %% [markdown]
 # ## The proxy and the truth
 #
-# Follow both rewards along the way from the reference. The proxy only rises: it is
-# what PPO climbs. Where β is 0, look at gold.
+# Follow both rewards along the way from the reference. The proxy is what PPO climbs.
+# Where β is 0, look at gold.
 
 # %%
 penalty = preset.ppo.missing_eos_penalty

@@ -15,7 +15,7 @@ class PaLMConfig:
     kv_heads: int = 1  # G, key/value heads: 1 multi-query, H multi-head
     ff_mult: int = 4  # feed-forward width M = ff_mult · D
     rope_base: float = 10_000.0
-    embed_std: float = 0.1  # see PaLM; smoothest at toy size of 0.02, 0.1 and 1
+    embed_std: float = 0.1  # see PaLM; best of 0.02, 0.1 and 1 at toy size
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -82,7 +82,9 @@ class PPOConfig:
     # first is the one that is kept; the others are for comparison
     kl_target: float | None = None  # nats a response; None: β stays fixed
     kl_horizon: int = 10_000  # episodes over which an adaptive β moves
-    stop_kl: float | None = None  # nats a token from the old policy; ends the epochs
+    stop_kl: float | None = (
+        None  # k3 from the old policy, nats a token; ends the epochs
+    )
     missing_eos_penalty: float = (
         1.0  # subtracted from the score of an unfinished answer
     )
@@ -90,6 +92,14 @@ class PPOConfig:
     grad_clip: float = 1.0  # each network on its own
     adam_eps: float = 1e-5
     micro_batch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0 (got {self.temperature})")
+        if not self.kl_coefs or len(set(self.kl_coefs)) < len(self.kl_coefs):
+            raise ValueError(
+                f"kl_coefs needs one or more different numbers (got {self.kl_coefs})"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,15 @@ class Preset:
     reward: RewardConfig
     ppo: PPOConfig
     eval_samples: int  # answers a policy is judged by, per split of the prompts
-    checkpoint_every: int = 100  # steps; PPO: iterations are 10 steps
+    checkpoint_every: int = 100  # steps; an iteration of PPO counts as ten
+
+    def __post_init__(self) -> None:
+        if self.window < self.max_prompt + self.max_response:
+            raise ValueError(
+                "a row must hold a prompt and an answer: window is "
+                f"{self.window}, max_prompt + max_response "
+                f"{self.max_prompt + self.max_response}"
+            )
 
 
 TOY = Preset(

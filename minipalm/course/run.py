@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,17 +38,22 @@ class Spent(NamedTuple):
     cpu: float  # seconds of the process, its kernel and their threads
 
 
-def find_inputs(notebook: Path, data: Path | None) -> dict[str, Path]:
+def find_inputs(
+    notebook: Path, data: Path | None, given: Mapping[str, Path | None] | None = None
+) -> dict[str, Path]:
     """The notebook's parameters that are files, and where each file is.
 
     data: a folder to take them from, by the file names of the notebook's defaults.
+    given: files by the parameters' names, also those that have no default.
     Raises ValueError if there is no such file.
     """
     files = {}
     for name, default in known_parameters(notebook).items():
-        if name == "out" or not isinstance(default, str) or not Path(default).suffix:
+        asked = (given or {}).get(name)
+        is_file = isinstance(default, str) and Path(default).suffix
+        if name == "out" or not (is_file or asked):
             continue
-        path = data / Path(default).name if data else ROOT / default
+        path = asked or (data / Path(default).name if data else ROOT / default)
         if not path.is_file():
             raise ValueError(
                 f"{notebook.stem} needs {name} = {path}, and there is no such file.\n"
@@ -57,10 +63,11 @@ def find_inputs(notebook: Path, data: Path | None) -> dict[str, Path]:
     return files
 
 
-def code_digest(notebook: Path) -> str:
-    """A hash of what the notebook computes: its code, not its prose or outputs."""
+def code_digest(notebook: Path, scale: str) -> str:
+    """A hash of what the notebook computes: its code and preset, not its prose."""
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    code.append(repr(get_preset(scale)))
     return hashlib.sha256("\n\n".join(code).encode()).hexdigest()
 
 
@@ -92,8 +99,8 @@ def prepare(folder: Path, made_from: dict[str, Any], code: str) -> tuple[bool, s
 
     A folder whose inputs have changed is emptied. The run's name stays when a stage is
     resumed and changes when it is made again; the stages after it count it among what
-    they are made from. Changed code empties nothing: a mended figure shall not cost a
-    week of training.
+    they are made from. A changed notebook or preset empties nothing, but is said: a
+    mended figure shall not cost a week of training.
     """
     record = read_json(folder / "stage.json")
     if any(record.get(key, value) != value for key, value in made_from.items()):
@@ -102,7 +109,10 @@ def prepare(folder: Path, made_from: dict[str, Any], code: str) -> tuple[bool, s
         record = {}
     complete = (folder / "done.json").is_file()
     if complete and record.get("code", code) != code:
-        print(f"{folder.name}: is of an older notebook; to renew it, remove {folder}")
+        print(
+            f"{folder.name}: is of an older notebook or preset; to renew it, remove "
+            f"{folder}"
+        )
     run = str(record.get("run") or uuid.uuid4().hex)
     if not (complete and record):
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +170,9 @@ def run_stage(
         "inputs": {name: fingerprint(path) for name, path in files.items()},
         "after": dict(after),
     }
-    complete, after[stage] = prepare(folder, made_from, code_digest(notebook))
+    complete, after[stage] = prepare(
+        folder, made_from, code_digest(notebook, args.scale)
+    )
     if complete:
         print(f"{stage}: complete", flush=True)
         return Spent(0, 0.0, 0.0)
@@ -182,7 +194,6 @@ def run_stages(
 ) -> int:
     """Run what is not complete. Returns 0, or the exit status of what stopped it."""
     after: dict[str, str] = {}
-    cpu = 0.0
     resume = "run the same command again: it resumes at the last checkpoint."
     for stage, files in inputs.items():
         notebook = args.notebooks / f"{stage}.ipynb"
@@ -196,9 +207,9 @@ def run_stages(
                 f"{stage} failed, as said above. Mend it and {resume}", file=sys.stderr
             )
             return spent.status
-        cpu += spent.cpu
     report(args.out)
-    print(f"all: {cpu + time.process_time():.1f} CPU-s")
+    times = [read_json(args.out / stage / TIMES).get("cpu", 0.0) for stage in inputs]
+    print(f"all stages: {sum(times):.1f} CPU-s")
     return 0
 
 
@@ -222,6 +233,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="default: runs/SCALE")
     parser.add_argument("--data", type=Path, help="folder of the JSON-lines files")
     parser.add_argument(
+        "--preferences", type=Path, help="your own comparisons, instead of a labeller's"
+    )
+    parser.add_argument(
         "--notebooks", type=Path, default=ROOT / "solutions", help="default: solutions"
     )
     args = parser.parse_args(argv)
@@ -230,7 +244,11 @@ def main(argv: list[str] | None = None) -> int:
         get_preset(args.scale)
         check_place(args.out, args.scale, args.seed)
         inputs = {
-            stage: find_inputs(args.notebooks / f"{stage}.ipynb", args.data)
+            stage: find_inputs(
+                args.notebooks / f"{stage}.ipynb",
+                args.data,
+                {"preferences": args.preferences},
+            )
             for stage in STAGES
         }
         with lock(args.out) as held:

@@ -124,5 +124,5 @@ def _preference_line(records: Records) -> str:
         f" {better:,}, the same\nin {equal:,}, the lower in"
         f" {len(pairs) - better - equal:,}: the labeller errs as people do. One who"
         f" knew the gold\nwould guess {bayes_accuracy(chosen, rejected):.1%} of the"
-        " labels of fresh pairs; no reward model can do better."
+        " labels of fresh pairs; on average no reward model does better."
     )

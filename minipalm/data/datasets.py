@@ -7,8 +7,10 @@ ignored, blank lines and the byte-order mark that some editors write are skipped
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
+from typing import TypeVar
 
 from minipalm.data.tokenizer import Tokenizer
 
@@ -44,6 +46,9 @@ class Preference:
     source: str
 
 
+R = TypeVar("R", Demonstration, Preference)
+
+
 def read_texts(path: str | Path) -> list[Text]:
     """Lines such as `{"text": "the fox slept ."}`; raises DataError."""
     return [Text(*fields) for fields in _read(path, "text")]
@@ -74,6 +79,27 @@ def read_preferences(path: str | Path) -> list[Preference]:
     return preferences
 
 
+def hold_out(records: Sequence[R], share: float, seed: int) -> tuple[list[R], list[R]]:
+    """Part the records at random: those to train on, and a share to test on.
+
+    Equal records stay together, so that nothing is tested that was trained on. Raises
+    DataError if one of the two would be empty.
+    """
+    groups: dict[str, list[R]] = {}
+    for record in records:
+        groups.setdefault(repr(replace(record, source="")), []).append(record)
+    order = list(groups.values())
+    Random(seed).shuffle(order)
+    cut = max(round(share * len(order)), 1)
+    if len(order) <= cut:
+        raise DataError(
+            f"{records[0].source.rpartition(':')[0]}: expected at least 2 different "
+            f"records, one to train on and one to test on, got {len(order)}; add some"
+        )
+    test, train = order[:cut], order[cut:]
+    return [r for group in train for r in group], [r for group in test for r in group]
+
+
 # --- lengths, in tokens -------------------------------------------------------------
 
 
@@ -87,6 +113,22 @@ def check_prompt_lengths(
         tokens = 1 + _count(record.prompt, "prompt", record.source, tokenizer)
         if tokens > max_tokens:
             raise _too_long(record.source, "field 'prompt'", tokens, max_tokens)
+
+
+def check_response_lengths(
+    records: Iterable[Demonstration | Preference],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+) -> None:
+    """Raise DataError at the first answer that, with <eos>, is over max_tokens."""
+    for record in records:
+        for name in record.__slots__:
+            if name in ("prompt", "source"):
+                continue
+            answer = getattr(record, name)
+            tokens = 1 + _count(answer, name, record.source, tokenizer)
+            if tokens > max_tokens:
+                raise _too_long(record.source, f"field '{name}'", tokens, max_tokens)
 
 
 def check_window(

@@ -109,7 +109,7 @@ def reward_model_said(evaluation: Evaluation) -> str:
     """How good the reward model is, and how good it could be."""
     found = evaluation["reward_model"]
     limit = (
-        f"; as the labels are noisy, nobody can be right in more than"
+        f"; as the labels are noisy, on average nobody is right in more than"
         f" {found['bayes']:.1%}"
         if found.get("bayes") is not None
         else ""

@@ -15,7 +15,7 @@ from minipalm.model.rope import rotations
 class PaLM(nn.Module):
     """A decoder-only language model with a tied head.
 
-    Initialisation: embedding N(0, embed_std²), matrices N(0, 1/fan_in). Embedding and
+    Initialisation: embedding N(0, embed_std²), matrices see `init_block`. Embedding and
     head are one matrix, so embed_std sets both how loud a token is in the residual
     stream and how sharp the first logits are: their standard deviation is embed_std·√D.
     Too small and the blocks drown the token, too large and the first steps are spent
@@ -26,7 +26,8 @@ class PaLM(nn.Module):
         generator: draws the initial weights; None for torch's global one.
         block: ParallelBlock, or SerialBlock to compare.
 
-    Source: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), section 2.
+    Source: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), section 2. The
+    initialisation is our own: it suits a few hundred steps.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minipalm.model.palm import PaLM
-from minipalm.rlhf.reward import RewardModel
+from minipalm.rlhf.reward import RewardModel, check_pooling, scalar_head
 
 
 class Critic(nn.Module):
@@ -15,15 +15,20 @@ class Critic(nn.Module):
 
     Args:
         trunk: a language model; the critic keeps it (no copy).
+        pooling: of the tokens' scores to a value, as in the reward model that it
+            starts from: "last" takes the score of the token before t; "mean" the mean
+            over the answer's tokens before t (where there is none yet, the score of the
+            prompt's last token).
 
     It is a network of its own, so that its errors cannot move the policy.
     """
 
-    def __init__(self, trunk: PaLM) -> None:
+    def __init__(self, trunk: PaLM, pooling: str) -> None:
         super().__init__()
+        check_pooling(pooling)
         self.trunk = trunk
-        like = trunk.embedding.weight  # for its device and type
-        self.head = nn.Linear(trunk.config.dim, 1, device=like.device, dtype=like.dtype)
+        self.pooling = pooling
+        self.head = scalar_head(trunk)
 
     def forward(
         self,
@@ -39,20 +44,26 @@ class Critic(nn.Module):
         ids = torch.cat([prompts, responses[:, :-1]], dim=1)
         segments = torch.cat([prompt_mask, mask[:, :-1]], dim=1).long()
         hidden = self.trunk.hidden(ids, segments, last=responses.shape[1])
-        return self.head(hidden)[..., 0]
+        scores = self.head(hidden)[..., 0]
+        if self.pooling == "last":
+            return scores
+        emitted = scores[:, 1:]  # at the answer's own tokens, all but its last
+        count = torch.arange(1, emitted.shape[1] + 1, device=scores.device)
+        return torch.cat([scores[:, :1], emitted.cumsum(1) / count], dim=1)
 
 
 def critic_from_reward_model(reward_model: RewardModel) -> Critic:
     """A critic that starts as a copy of the reward model, in its normalised units.
 
     The reward model answers (w·h + b − mean) / std. Folding mean and std into the head,
-    w / std and (b − mean) / std, gives the critic the units of
-    the rewards that it will see; without it, it starts off by the raw scale.
+    as w / std and (b − mean) / std, makes the value of a whole answer equal to its
+    score. Without it the critic starts off by the raw scale, and with another pooling
+    by the spread of single tokens' scores.
 
-    Source: Ouyang et al. 2022, InstructGPT (arXiv 2203.02155), appendix C.4, for the
-    start from the reward model.
+    Source: Ouyang et al. 2022, InstructGPT (arXiv 2203.02155), section 3.5 and appendix
+    C.4, for the start from the reward model.
     """
-    critic = Critic(copy.deepcopy(reward_model.trunk))
+    critic = Critic(copy.deepcopy(reward_model.trunk), reward_model.pooling)
     with torch.no_grad():
         critic.head.weight.copy_(reward_model.head.weight / reward_model.std)
         bias = (reward_model.head.bias - reward_model.mean) / reward_model.std

@@ -13,8 +13,8 @@ def token_logprobs(
 ) -> Float[Tensor, "*batch"]:
     """log softmax(logits) at the given tokens, in float32 whatever the logits' type.
 
-    bfloat16 has 8 bits: a ratio of two of its log-probabilities is off by parts in a
-    hundred, more than a PPO step changes.
+    bfloat16 has 8 bits: a ratio of two probabilities that were computed in it is off by
+    parts in a thousand, as much as a PPO step changes.
     """
     losses = F.cross_entropy(
         logits.flatten(0, -2).float(), ids.flatten(), reduction="none"
@@ -51,7 +51,7 @@ def response_logits(
     ids = torch.cat([prompts, responses[:, :-1]], dim=1)
     segments = torch.cat([prompt_mask, mask[:, :-1]], dim=1).long()
     hidden = policy.hidden(ids, segments, last=responses.shape[1])
-    return policy.logits(hidden) / temperature
+    return policy.logits(hidden).float() / temperature
 
 
 def masked_mean(

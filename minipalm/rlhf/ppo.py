@@ -39,7 +39,8 @@ def policy_loss(
     Args:
         logprobs: log π(y_t), with a gradient.
         old_logprobs: of the policy that sampled.
-        advantages: A_t.
+        advantages: A_t, without a gradient.
+        mask: True at the tokens of the answers.
         clip: ε.
         total: tokens to average over; by default those of mask (see `masked_mean`).
 
@@ -67,7 +68,8 @@ def value_loss(
     Args:
         values: V_t, with a gradient.
         old_values: V_t when the answers were given.
-        returns: R_t.
+        returns: R_t, without a gradient.
+        mask: True at the tokens of the answers.
         clip: ε, in units of the reward.
         total: see `policy_loss`.
 
@@ -82,7 +84,7 @@ def value_loss(
 
 @dataclass
 class PPOStats:
-    """What a dashboard needs, means over the steps of an update.
+    """What a dashboard needs, means over an update's steps, a refused one included.
 
     Attributes:
         policy_loss, value_loss: as minimised.
@@ -179,7 +181,9 @@ def ppo_update(
         for part in range(0, len(batch), config.micro_batch or len(batch)):
             micro = batch[part : part + (config.micro_batch or len(batch))]
             minibatch_gradients(policy, critic, micro, total, config, stats)
+        done.append(stats)
         if config.stop_kl is not None and stats.approx_kl > config.stop_kl:
+            stats.steps = 0
             policy_optimizer.zero_grad()
             critic_optimizer.zero_grad()
             break
@@ -190,9 +194,8 @@ def ppo_update(
         for optimizer in (policy_optimizer, critic_optimizer):
             optimizer.step()
             optimizer.zero_grad()
-        done.append(stats)
     means = {
-        field.name: sum(getattr(one, field.name) for one in done) / max(len(done), 1)
+        field.name: sum(getattr(one, field.name) for one in done) / len(done)
         for field in fields(PPOStats)
     }
-    return PPOStats(**{**means, "steps": len(done)})
+    return PPOStats(**{**means, "steps": sum(one.steps for one in done)})

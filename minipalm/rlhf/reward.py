@@ -11,6 +11,21 @@ from minipalm.model.palm import PaLM
 from minipalm.rlhf.pairs import Pairs
 
 
+def check_pooling(pooling: str) -> None:
+    if pooling not in ("last", "mean"):
+        raise ValueError(f"pooling must be 'last' or 'mean' (got {pooling!r})")
+
+
+def scalar_head(trunk: PaLM, generator: torch.Generator | None = None) -> nn.Linear:
+    """From a state to a number: weights from N(0, 1/(D+1)), bias 0; where trunk is."""
+    like = trunk.embedding.weight
+    head = nn.Linear(trunk.config.dim, 1, device=like.device, dtype=like.dtype)
+    std = 1 / math.sqrt(trunk.config.dim + 1)
+    nn.init.normal_(head.weight, std=std, generator=generator)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class RewardModel(nn.Module):
     """A language model's trunk with a scalar head, pooled over the answer.
 
@@ -31,22 +46,16 @@ class RewardModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        trunk: PaLM,
-        pooling: str = "last",
-        generator: torch.Generator | None = None,
+        self, trunk: PaLM, pooling: str, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        if pooling not in ("last", "mean"):
-            raise ValueError(f"pooling must be 'last' or 'mean' (got {pooling!r})")
+        check_pooling(pooling)
         self.trunk = trunk
         self.pooling = pooling
-        self.head = nn.Linear(trunk.config.dim, 1)
-        std = 1 / math.sqrt(trunk.config.dim + 1)
-        nn.init.normal_(self.head.weight, std=std, generator=generator)
-        nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("std", torch.ones(()))
+        self.head = scalar_head(trunk, generator)
+        like = self.head.weight
+        self.register_buffer("mean", torch.zeros((), device=like.device))
+        self.register_buffer("std", torch.ones((), device=like.device))
 
     def forward(
         self,
@@ -75,10 +84,19 @@ class RewardModel(nn.Module):
         Args:
             scores: of SFT samples, by this model as it is now.
 
+        Raises:
+            ValueError: the scores have no spread that could become the unit.
+
         Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2, last paragraph.
         """
+        spread = scores.std() if len(scores) > 1 else scores.new_zeros(())
+        if not spread > 0:  # also if it is NaN
+            raise ValueError(
+                f"the scale needs scores that differ (got {len(scores)} of standard "
+                f"deviation {spread.item()})"
+            )
         self.mean += scores.mean() * self.std
-        self.std *= scores.std()
+        self.std *= spread
 
 
 def pool(

@@ -98,6 +98,7 @@ def shape_rewards(
 
     Args:
         scores: of the whole answers.
+        logprobs, ref_logprobs: log π(y_t) of the policy and of the reference.
         mask: True up to and including the last token, wherever a row ends.
         kl_coef: β, reward units a nat.
 
@@ -136,6 +137,9 @@ def collect(
         eos_id: ends an answer; an answer without it loses missing_eos_penalty.
         kl_coef: β of this rollout.
         generator: draws the tokens.
+
+    Raises:
+        ValueError: the reward gave something else than one score an answer.
     """
     sampled = generate(
         policy,
@@ -155,7 +159,13 @@ def collect(
     ref_logprobs = torch.where(mask, token_logprobs(logits, responses), 0.0)
     values = torch.where(mask, critic(*answers).float(), 0.0)
     finished = (mask & (responses == eos_id)).any(1)
-    scores = reward(*answers) - config.missing_eos_penalty * ~finished
+    scores = reward(*answers).float()
+    if scores.shape != finished.shape:
+        raise ValueError(
+            f"a reward gives one score an answer: expected {tuple(finished.shape)} "
+            f"numbers, got {tuple(scores.shape)}"
+        )
+    scores = scores - config.missing_eos_penalty * ~finished
 
     rewards = shape_rewards(scores, logprobs, ref_logprobs, mask, kl_coef)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)

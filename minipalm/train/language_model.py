@@ -46,6 +46,7 @@ def train_language_model(
         config: steps, batch, learning rate.
         run: where metrics and checkpoints go.
         seed: fixes the order of the windows.
+        checkpoint_every: steps; the last is kept in any case.
 
     Raises:
         ValueError: the stream is shorter than one window.

@@ -65,13 +65,15 @@ def train_ppo(
     Args:
         policy, critic: changed in place.
         reference: the policy as it was before; never changed.
-        reward: a RewardModel, or any function of its signature (see `text_reward`).
+        reward: a RewardModel, or any function of its signature (see `text_reward`);
+            one that draws random numbers makes a resumed run differ.
         prompts, prompt_mask: left-padded; each iteration draws some with replacement.
         config: see PPOConfig.
         run: where metrics and checkpoints go; resumes by itself.
         seed: of prompts, samples and minibatches.
         kl_coef: β to begin with; fixed unless config.kl_target is given.
         max_response, eos_id: see `collect`.
+        checkpoint_every: iterations; the last is kept in any case.
         measure: more numbers to log about each iteration's answers.
 
     Raises:
@@ -82,7 +84,7 @@ def train_ppo(
     critic_optimizer = adamw(critic, eps=config.adam_eps)
     kl = KLController(kl_coef, config.kl_target, config.kl_horizon)
     generator = torch.Generator().manual_seed(seed)
-    sampler = torch.Generator(device).manual_seed(seed)
+    sampler = torch.Generator(device).manual_seed(seed + 1)  # a stream of its own
     modules = {"policy": policy, "critic": critic}
     optimizers = {
         "policy_optimizer": policy_optimizer,
@@ -120,6 +122,7 @@ def train_ppo(
         )
         metrics = {**rollout_metrics(rollout, eos_id), **asdict(stats)}
         run.check_finite(step, **metrics)
+        run.check_weights(step, modules)
         if measure is not None:
             metrics |= measure(rollout)
         run.log(step, kl_coef=kl.coef, **metrics)

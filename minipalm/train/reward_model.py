@@ -26,6 +26,7 @@ def train_reward_model(
         config: `optim` and `margin` are read.
         run: where metrics and checkpoints go.
         seed: fixes the order of the pairs.
+        checkpoint_every: steps; the last is kept in any case.
 
     Raises:
         TrainingError: the loss is no number any more.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minipalm.data.files import write_text
@@ -109,9 +109,7 @@ class Run:
         tensors = {**module_tensors(modules), **optimizer_tensors(optimizers)}
         for name, generator in (generators or {}).items():
             tensors[f"{name}/state"] = generator.get_state()
-        for name, tensor in tensors.items():  # the loss was that of the step before
-            if not tensor.isfinite().all():
-                raise self._diverged(f"{name} is no longer finite after step {step}")
+        self._check_tensors(step, tensors)  # the loss was that of the step before
         folder = self.folder / f"step-{step:06d}"
         write_checkpoint(folder, tensors, {"step": step, "state": state})
         self._drop_older()
@@ -137,6 +135,19 @@ class Run:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise self._diverged(f"{name} is {value} at step {step}")
+
+    def check_weights(self, step: int, modules: Modules) -> None:
+        """Stop when a step has left weights that are no numbers.
+
+        Raises:
+            TrainingError: names the step, and the last good checkpoint.
+        """
+        self._check_tensors(step, module_tensors(modules))
+
+    def _check_tensors(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise self._diverged(f"{name} is no longer finite after step {step}")
 
     def _diverged(self, what: str) -> TrainingError:
         kept = [path.name for path in self.checkpoints()[-1:]] or ["no checkpoint"]

@@ -23,6 +23,7 @@ def train_sft(
         config: steps, batch, learning rate.
         run: where metrics and checkpoints go.
         seed: fixes the order of the rows.
+        checkpoint_every: steps; the last is kept in any case.
 
     Raises:
         TrainingError: the loss is no number any more.

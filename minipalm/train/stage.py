@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from minipalm.data.files import write_text
+from minipalm.data.files import fingerprint, write_text
 from minipalm.data.tokenizer import Tokenizer
 from minipalm.train.checkpoint import (
+    TENSORS,
     CheckpointError,
     load_module,
     module_tensors,
@@ -79,6 +80,15 @@ def stage_summary(out: Path | str, stage: str) -> dict[str, Any]:
     """
     text = (finished_stage(out, stage) / "done.json").read_text(encoding="utf-8")
     return json.loads(text)
+
+
+def result_fingerprint(out: Path | str, stage: str) -> str:
+    """SHA-256 of the weights that a stage left: what a later run started from.
+
+    Raises:
+        StageError: the stage has not run to its end.
+    """
+    return fingerprint(finished_stage(out, stage) / "result" / TENSORS)
 
 
 def load_result(
