@@ -30,10 +30,10 @@ def small_palm(seed=0, **changes):
     return model
 
 
-def small_critic(seed=0, **changes):
-    torch.manual_seed(seed)  # nn.Linear's own initialisation is ambient
-    critic = Critic(small_palm(seed, **changes))
-    torch.nn.init.normal_(critic.head.weight)
+def small_critic(seed=0, pooling="last", **changes):
+    critic = Critic(small_palm(seed, **changes), pooling)
+    torch.nn.init.normal_(critic.head.weight, generator=seeded(seed))
+    torch.nn.init.constant_(critic.head.bias, 0.3)
     return critic
 
 

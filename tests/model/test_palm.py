@@ -299,6 +299,11 @@ def test_heads_that_do_not_share_evenly_are_refused():
         small_config(kv_heads=3)
 
 
+def test_a_window_too_small_for_prompt_and_answer_is_refused():
+    with pytest.raises(ValueError, match="window is 34, max_prompt .* 35"):
+        replace(get_preset("toy"), window=34)
+
+
 def test_a_wrong_scale_is_refused_with_the_right_ones():
     with pytest.raises(ValueError, match=r"smoke, toy, small, full \(got 'huge'\)"):
         get_preset("huge")

@@ -57,7 +57,7 @@ def small_world(seed):
     config = PaLMConfig(V, dim=32, depth=2, heads=2, head_dim=8, embed_std=0.03)
     policy, reference = PaLM(config, generator), PaLM(config)
     reference.load_state_dict(policy.state_dict())
-    critic = Critic(PaLM(config, generator))
+    critic = Critic(PaLM(config, generator), "last")
     torch.nn.init.zeros_(critic.head.weight), torch.nn.init.zeros_(critic.head.bias)
     assert kl(law(reference), torch.full((64,), 1 / 64).log()) < 0.2
     return policy, reference, critic

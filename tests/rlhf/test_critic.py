@@ -10,23 +10,27 @@ from tests.small import other_padding, ragged, seeded, small_critic, small_palm
 TOKENS = dict(prompt_lengths=[1, 6, 3, 4], lengths=[5, 1, 3, 4])
 
 
-def test_values_equal_a_loop_over_prefixes():
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_values_equal_a_loop_over_prefixes(pooling):
     """Property 30: V_t is asked of what stands before token t."""
-    critic, tokens = small_critic(), ragged(**TOKENS)
+    critic, tokens = small_critic(pooling=pooling), ragged(**TOKENS)
     values = critic(*tokens)
     assert values.shape == (4, 5)
     for b, (prompt, prompt_mask, response, mask) in enumerate(zip(*tokens)):
         seen = prompt[prompt_mask].tolist()
         for t, token in enumerate(response[mask].tolist()):
-            state = critic.trunk.hidden(torch.tensor([seen]))[0, -1]
-            expected = state @ critic.head.weight[0] + critic.head.bias[0]
+            states = critic.trunk.hidden(torch.tensor([seen]))[0]
+            scores = states @ critic.head.weight[0] + critic.head.bias[0]
+            emitted = scores[-t:] if pooling == "mean" and t else scores[-1:]
+            expected = emitted.mean()
             assert values[b, t].item() == pytest.approx(expected.item(), abs=1e-5)
             seen.append(token)
 
 
-def test_a_value_does_not_know_the_token_it_will_judge_nor_those_after():
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_value_does_not_know_the_token_it_will_judge_nor_those_after(pooling):
     """Property 30."""
-    critic, tokens = small_critic(), ragged([3, 3], [6, 6])
+    critic, tokens = small_critic(pooling=pooling), ragged([3, 3], [6, 6])
     changed = tokens[2].clone()
     changed[:, 2:] = (changed[:, 2:] + 1) % 11
     values = critic(*tokens)
@@ -35,38 +39,28 @@ def test_a_value_does_not_know_the_token_it_will_judge_nor_those_after():
     assert (values[:, 3:] != after[:, 3:]).all()
 
 
-def test_values_ignore_the_padding():
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_values_ignore_the_padding(pooling):
     """Properties 5 and 34."""
-    critic, tokens = small_critic(), ragged(**TOKENS)
+    critic, tokens = small_critic(pooling=pooling), ragged(**TOKENS)
     mask = tokens[3]
     one, other = critic(*tokens), critic(*other_padding(tokens))
     assert torch.equal(one[mask], other[mask])
 
 
-def test_a_critic_starts_in_the_normalised_units_of_the_reward_model():
-    """Property 39: mean and sd are folded into the head."""
-    reward_model = RewardModel(small_palm(), "last", seeded())
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_critic_starts_in_the_normalised_units_of_the_reward_model(pooling):
+    """Property 39: mean and sd are folded into the head, the pooling is kept."""
+    reward_model = RewardModel(small_palm(), pooling, seeded())
     reward_model.head.bias.data.fill_(0.4)
     reward_model.mean.fill_(3.0), reward_model.std.fill_(2.5)
     critic = critic_from_reward_model(reward_model)
     prompts, prompt_mask, responses, mask = ragged([3, 1, 5], [4, 4, 4])
     scores = reward_model(prompts, prompt_mask, responses, mask)
-    # One token more, so that the last value is read where the score is.
+    # One token more, so that the last value is of the whole answer.
     longer = torch.cat([responses, responses[:, :1]], dim=1)
     values = critic(prompts, prompt_mask, longer, torch.ones(3, 5).bool())
     torch.testing.assert_close(values[:, -1], scores, atol=1e-5, rtol=0)
-
-
-def test_a_mean_of_values_is_the_score_of_a_reward_model_that_pools_the_mean():
-    """Property 39."""
-    reward_model = RewardModel(small_palm(), "mean", seeded())
-    reward_model.mean.fill_(3.0), reward_model.std.fill_(2.5)
-    critic = critic_from_reward_model(reward_model)
-    prompts, prompt_mask, responses, mask = ragged([3, 1], [4, 4])
-    longer = torch.cat([responses, responses[:, :1]], dim=1)
-    values = critic(prompts, prompt_mask, longer, torch.ones(2, 5).bool())
-    scores = reward_model(prompts, prompt_mask, responses, mask)
-    torch.testing.assert_close(values[:, 1:].mean(1), scores, atol=1e-5, rtol=0)
 
 
 def test_training_the_critic_leaves_the_reward_model_alone():

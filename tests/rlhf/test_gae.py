@@ -149,6 +149,7 @@ def test_whitening_is_scipys_z_score_of_the_masked_places_of_all_rows():
     assert white[mask].mean().item() == pytest.approx(0, abs=1e-6)
     assert white[mask].var(correction=0).item() == pytest.approx(1, abs=1e-5)
     assert (white[~mask] == 0).all()
+    torch.testing.assert_close(whiten(1e-3 * x, mask), white, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("garbage", [1e6, float("nan")])

@@ -167,7 +167,7 @@ def test_an_ambiguous_answer_is_kept_as_sampled_and_never_encoded_again():
 def test_no_field_of_a_rollout_carries_a_gradient_and_no_model_gets_one():
     """Property 37."""
     policy, reference, critic = small_palm(), small_palm(1), small_critic()
-    reward = RewardModel(small_palm(2), generator=seeded())
+    reward = RewardModel(small_palm(2), "last", seeded())
     rollout = rollout_of(policy, reference, critic, reward)
     for name, value in vars(rollout).items():
         assert not value.requires_grad, name
@@ -193,6 +193,7 @@ def test_advantages_and_returns_are_gae_of_the_shaped_rewards():
     assert torch.equal(rollout.advantages, whiten(advantages, mask))
     unwhitened = advantages + rollout.values
     torch.testing.assert_close(rollout.returns[mask], unwhitened[mask])
+    assert (rollout.values[~mask] == 0).all()
     assert rollout.advantages[mask].mean().abs() < 1e-6
     assert rollout.advantages[mask].std(correction=0).item() == pytest.approx(1)
 
@@ -282,6 +283,14 @@ def test_metrics_are_those_of_a_loop_over_answers():
     errors = returns - rollout.values[rollout.mask]
     expected = 1 - errors.var() / returns.var()
     assert metrics["explained_variance"] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_a_reward_that_gives_another_number_of_scores_is_refused():
+    def per_token(prompts, prompt_mask, responses, mask):
+        return mask.float()
+
+    with pytest.raises(ValueError, match=r"expected \(16,\) numbers, got \(16, 7\)"):
+        rollout_of(reward=per_token)
 
 
 # --- texts -------------------------------------------------------------------------
