@@ -40,18 +40,27 @@ def main(argv: list[str]) -> int:
     wanted = arguments(argv)
     environment.ensure()
     outcomes: list[tuple[Race, Result]] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in wanted.races or RACES:
             race = RACES[name]
             print(f"{race.task} against {race.peer} ...", end=" ", flush=True)
             file = Path(folder) / f"{name}.json"
             pairs = wanted.pairs or race.pairs
-            environment.run_race(name, pairs, wanted.warmup, file)
+            try:
+                environment.run_race(name, pairs, wanted.warmup, file)
+            except RuntimeError as error:  # costs nobody else's result
+                failed.append(f"{error}")
+                print("failed", flush=True)
+                continue
             result = Result(**json.loads(file.read_text("utf-8")))
             print(f"{result.ratio:.2f} times as fast", flush=True)
             outcomes.append((race, result))
     table = render(outcomes)
     print(f"\n{table}")
+    if failed:
+        print("", *failed, sep="\n", file=sys.stderr)
+        return 1
     if not wanted.races:  # a part of the races does not replace the whole table
         day = datetime.date.today().isoformat()
         torch = environment.pinned()["torch"]

@@ -22,6 +22,7 @@ from minipalm.train.language_model import next_token_loss
 from minipalm.train.optim import adamw, micro_batches, optimizer_step
 
 NO_EOS = -1  # is never sampled: every answer has its full length, as on the other side
+POOLING = "last"  # as TRL's networks have it
 OPTIM = OptimConfig(
     steps=1_000,
     batch_size=shapes.TRAIN_ROWS,
@@ -83,7 +84,7 @@ def generation() -> Side:
 
 def ppo() -> Side:
     """Sample, score, and 16 steps of policy and critic."""
-    policy, reward = network(), RewardModel(network())
+    policy, reward = network(), RewardModel(network(), POOLING)
     reference, critic = copy.deepcopy(policy), critic_from_reward_model(reward)
     optimizers = adamw(policy), adamw(critic)
     for group in (*optimizers[0].param_groups, *optimizers[1].param_groups):
@@ -120,15 +121,21 @@ def ppo() -> Side:
     return side(step, policy)
 
 
+def length(example: shapes.Example) -> int:
+    prompt, response = example
+    return len(prompt) + len(response)
+
+
 def sft_step(demonstrations: list[shapes.Example]) -> Side:
-    """Pack the step's demonstrations, longest first, into rows of one window; train."""
+    """Pack the step's demonstrations into rows as wide as the longest; train."""
     model = network()
     optimizer = adamw(model)
     stream = batches(demonstrations, shapes.DEMONSTRATIONS)
 
     def step() -> None:
-        longest_first = sorted(next(stream), key=lambda one: -sum(map(len, one)))
-        sft_loss(model, pack_examples(longest_first, shapes.TRAIN_TOKENS)).backward()
+        longest_first = sorted(next(stream), key=length, reverse=True)
+        rows = pack_examples(longest_first, length(longest_first[0]))
+        sft_loss(model, rows).backward()
         optimizer_step(model, optimizer, OPTIM, 100)
 
     return side(step, model)
@@ -136,7 +143,7 @@ def sft_step(demonstrations: list[shapes.Example]) -> Side:
 
 def reward_model_step(comparisons: list[shapes.Pair]) -> Side:
     """Score both answers of the step's pairs; train."""
-    model = RewardModel(network())
+    model = RewardModel(network(), POOLING)
     optimizer = adamw(model)
     stream = batches(comparisons, shapes.PAIRS)
 
