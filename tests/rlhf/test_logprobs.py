@@ -116,6 +116,14 @@ def test_logprobs_and_entropy_are_computed_in_float32():
     assert (rough - logprobs).abs().max() > 1e-3  # what bfloat16 would cost
 
 
+def test_a_bfloat16_policy_is_divided_by_the_temperature_in_float32():
+    """Properties 7 and 11."""
+    model, tokens = small_palm().bfloat16(), ragged(**LENGTHS)
+    logits = response_logits(model, *tokens, temperature=0.7)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits * 0.7, response_logits(model, *tokens))
+
+
 def test_logprobs_have_the_gradient_of_torch_distributions():
     logits = torch.randn(3, 4, V, generator=seeded(), requires_grad=True)
     ids = torch.randint(V, (3, 4), generator=seeded(1))

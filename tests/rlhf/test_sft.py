@@ -127,6 +127,15 @@ def test_a_model_that_knows_nothing_has_the_loss_log_v():
     assert loss == pytest.approx(math.log(V), abs=1e-4)
 
 
+def test_the_loss_of_a_bfloat16_model_is_computed_in_float32():
+    """Property 11."""
+    model = small_palm().bfloat16()
+    rows = pad_examples(EXAMPLES)
+    loss = sft_loss(model, rows)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(sft_loss(small_palm(), rows).item(), rel=0.02)
+
+
 def test_the_loss_can_be_learnt_by_heart(tmp_path):
     model = small_palm()
     config = OptimConfig(steps=60, batch_size=6, lr=2e-2)
