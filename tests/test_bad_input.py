@@ -449,10 +449,8 @@ def test_a_prompt_longer_than_the_window_is_named_with_its_line(
 
 MEDIUM = " ".join(["the"] * 12)
 GOOD = {"prompt": SHORT, "chosen": "the fox slept .", "rejected": "it slept ."}
-UNNAMED = pytest.mark.xfail(strict=True, reason="a ValueError without file and line")
 
 
-@UNNAMED
 @pytest.mark.parametrize(
     ("lesson", "parameter", "row"),
     [

@@ -316,11 +316,10 @@ def test_44_every_answer_is_used_once_an_epoch_in_a_new_order(tmp_path, monkeypa
     orders, minibatches = [], ppo_module.minibatches
 
     def watched(rollout, config, generator):
-        keys = {tuple(row.tolist()): n for n, row in enumerate(rollout.logprobs)}
-        assert len(keys) == len(rollout)
+        numbered = replace(rollout, scores=torch.arange(float(len(rollout))))
         order = []
-        for batch in minibatches(rollout, config, generator):
-            order += [keys[tuple(row.tolist())] for row in batch.logprobs]
+        for batch in minibatches(numbered, config, generator):
+            order += batch.scores.int().tolist()  # the update does not read scores
             yield batch
         orders.extend([order[:8], order[8:]])
 
@@ -398,7 +397,8 @@ def test_another_seed_gives_another_run(tmp_path, monkeypatch):
     )
     worlds.ppo(tmp_path / "two")
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
-    assert all(a["score"] != b["score"] for a, b in zip(one, two))
+    keys = ("score", "kl", "policy_loss")  # in a tiny world one may agree by chance
+    assert all(any(a[key] != b[key] for key in keys) for a, b in zip(one, two))
 
 
 def test_the_reference_is_never_changed(tmp_path, monkeypatch):

@@ -121,7 +121,7 @@ def ppo(
     policy, reference = network(init), network(0)
     with torch.random.fork_rng():
         torch.manual_seed(init)
-        critic = Critic(network(init + 1))
+        critic = Critic(network(init + 1), "last")
     prompts = draw(9, 3)
     train_ppo(
         policy,
