@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minipalm.rlhf.critic import critic_from_reward_model
+from minipalm.rlhf.critic import Critic, critic_from_reward_model
 from minipalm.rlhf.reward import RewardModel
 from tests.small import other_padding, ragged, seeded, small_critic, small_palm
 
@@ -61,6 +61,11 @@ def test_a_critic_starts_in_the_normalised_units_of_the_reward_model(pooling):
     longer = torch.cat([responses, responses[:, :1]], dim=1)
     values = critic(prompts, prompt_mask, longer, torch.ones(3, 5).bool())
     torch.testing.assert_close(values[:, -1], scores, atol=1e-5, rtol=0)
+
+
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match=r"must be 'last' or 'mean' \(got 'sum'\)"):
+        Critic(small_palm(), "sum")
 
 
 def test_training_the_critic_leaves_the_reward_model_alone():
