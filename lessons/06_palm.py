@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 06 · A whole PaLM
 #
-# You build a language model out of the blocks of lessons 02 to 05: an embedding, a
-# stack of parallel blocks, a last norm, and the embedding again as head. Then you
-# train two of them to continue text: the **policy**, which will learn to answer, and
-# a smaller **trunk**, which will learn to judge answers.
+# You build a language model out of the blocks of lessons 02 to 05: an
+# embedding, a stack of parallel blocks, a last norm, and the embedding again
+# as head. Then you train two of them to continue text: the **policy**, which
+# will learn to answer, and a smaller **trunk**, which will learn to judge
+# answers.
 
 # %% tags=["parameters"]
 scale = "toy"
@@ -28,7 +29,11 @@ from minipalm import plot
 from minipalm.config import OptimConfig, PaLMConfig, get_preset
 from minipalm.course import ROOT
 from minipalm.data.batches import prompt_ids, text_stream
-from minipalm.data.datasets import check_window, read_demonstrations, read_texts
+from minipalm.data.datasets import (
+    check_window,
+    read_demonstrations,
+    read_texts,
+)
 from minipalm.data.files import fingerprint
 from minipalm.data.tokenizer import train_tokenizer
 from minipalm.model.attention import attention_mask
@@ -36,7 +41,12 @@ from minipalm.model.block import ParallelBlock, SerialBlock, init_block
 from minipalm.model.cache import KVCache
 from minipalm.model.generate import generate
 from minipalm.model.rope import rotations
-from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
+from minipalm.train.optim import (
+    adamw,
+    batch_rows,
+    micro_batches,
+    optimizer_step,
+)
 from minipalm.train.run import Run, progress, read_metrics
 from minipalm.train.stage import finish_stage
 
@@ -50,9 +60,9 @@ texts[:3]
 # %% [markdown]
 # ## From text to rows
 #
-# The tokenizer must know the words of the later lessons too, so it also sees the
-# demonstrations. All texts are laid end to end and cut into windows of equal length:
-# nothing is padding, everything is learnt from.
+# The tokenizer must know the words of the later lessons too, so it also sees
+# the demonstrations. All texts are laid end to end and cut into windows of
+# equal length: nothing is padding, everything is learnt from.
 
 # %%
 words = texts + [f"{demo.prompt} {demo.response}" for demo in demos]
@@ -61,7 +71,7 @@ check_window(demos, tokenizer, preset.window)
 stream = text_stream(tokenizer, texts)
 cut = max(len(stream) // 50, preset.window)  # at least one row is held out
 heldout, stream = stream[:cut], stream[cut:]
-print(f"{tokenizer.vocab_size} tokens in the vocabulary, {len(stream)} in the text")
+print(f"vocabulary: {tokenizer.vocab_size}, text: {len(stream)} tokens")
 
 # %% [markdown]
 # ## The network
@@ -69,9 +79,9 @@ print(f"{tokenizer.vocab_size} tokens in the vocabulary, {len(stream)} in the te
 # $$h_0 = E[x], \qquad h_{l+1} = h_l + \text{attention}(\bar h_l) +
 # \text{swiglu}(\bar h_l), \qquad \text{logits} = \bar h_L E^\top$$
 #
-# $\bar h$ is the normalised state. The embedding $E$ is used twice, at both ends, so
-# its scale decides two things at once: how loud a token is, and how sharp the first
-# guesses are.
+# $\bar h$ is the normalised state. The embedding $E$ is used twice, at both
+# ends, so its scale decides two things at once: how loud a token is, and how
+# sharp the first guesses are.
 
 # %% tags=["define"]
 from minipalm.model.palm import PaLM
@@ -108,8 +118,8 @@ print(f"log V:  {math.log(tokenizer.vocab_size):.2f}")
 # %% [markdown]
 # ## Train
 #
-# Each step takes a batch of windows, goes down the gradient, and writes a line of
-# metrics. A run that is cut short resumes at its last checkpoint.
+# Each step takes a batch of windows, goes down the gradient, and writes a line
+# of metrics. A run that is cut short resumes at its last checkpoint.
 
 # %% tags=["define"]
 from minipalm.train.language_model import train_language_model
@@ -136,7 +146,9 @@ for name, model in {"policy": policy, "trunk": trunk}.items():
     )
 
 # %%
-curves = {name: read_metrics(f"{out}/06_palm/{name}") for name in ("policy", "trunk")}
+curves = {
+    name: read_metrics(f"{out}/06_palm/{name}") for name in ("policy", "trunk")
+}
 levels = {"knows nothing": math.log(tokenizer.vocab_size)}
 plot.loss_curves(curves, "nats a token", levels=levels)
 
@@ -152,8 +164,8 @@ for name, loss in trained.items():
 # %% [markdown]
 # ## Sample
 #
-# Ask for the next token, draw it from the law that the logits give, and go on. A
-# temperature below 1 makes the law sharper; top-k and top-p cut its tail.
+# Ask for the next token, draw it from the law that the logits give, and go on.
+# A temperature below 1 makes the law sharper; top-k and top-p cut its tail.
 
 # %%
 begin = prompt_ids(tokenizer, texts[0])[:6]

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 07 · Supervised fine-tuning
 #
-# You teach both models to answer. A demonstration is a prompt and a good response;
-# the models learn to continue the one with the other. The loss counts the response
-# only, and rows are packed so that little of the work is padding.
+# You teach both models to answer. A demonstration is a prompt and a good
+# response; the models learn to continue the one with the other. The loss
+# counts the response only, and rows are packed so that little of the work is
+# padding.
 
 # %% tags=["parameters"]
 scale = "toy"
@@ -36,7 +37,12 @@ from minipalm.data.tokenizer import load_tokenizer
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.sft import Example, Rows, fill_rows, pad_examples
-from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
+from minipalm.train.optim import (
+    adamw,
+    batch_rows,
+    micro_batches,
+    optimizer_step,
+)
 from minipalm.train.run import Run, progress, read_metrics
 from minipalm.train.stage import (
     finish_stage,
@@ -64,10 +70,10 @@ for demo in demos[:3]:
 # %% [markdown]
 # ## Pack
 #
-# Responses have different lengths. Padded to the longest, much of each row is empty;
-# packed, several demonstrations share a row. They do not see each other: attention
-# stays within a segment, and positions start again with each. So packing changes no
-# number, it only leaves less to compute.
+# Responses have different lengths. Padded to the longest, much of each row is
+# empty; packed, several demonstrations share a row. They do not see each
+# other: attention stays within a segment, and positions start again with each.
+# So packing changes no number, it only leaves less to compute.
 
 # %% tags=["define"]
 from minipalm.rlhf.sft import pack_examples
@@ -84,15 +90,21 @@ packed = pack_examples(examples, preset.window)
 heldout = pad_examples(tests[:256])
 few = examples[:24]
 padded = pad_examples(few)
-plot.packing_picture(padded.segments, pack_examples(few, preset.window).segments)
+lengths = [len(prompt) + len(response) for prompt, response in examples]
+plot.lengths_histogram({"demonstrations": lengths}, limit=preset.window)
+
+# %%
+plot.packing_picture(
+    padded.segments, pack_examples(few, preset.window).segments
+)
 
 # %% [markdown]
 # ## The loss
 #
 # $$L = -\frac{1}{\sum m_t} \sum_t m_t \log \pi(y_t \mid x, y_{<t})$$
 #
-# The mask $m$ is 1 at response tokens, the end-of-sequence token included: a model
-# that is never asked to end does not learn to.
+# The mask $m$ is 1 at response tokens, the end-of-sequence token included: a
+# model that is never asked to end does not learn to.
 
 # %% tags=["define"]
 from minipalm.rlhf.sft import sft_loss
@@ -124,7 +136,9 @@ for name, model in {"policy": policy, "trunk": trunk}.items():
     train_sft(model, packed, preset.sft, run, seed, preset.checkpoint_every)
 
 # %%
-curves = {name: read_metrics(f"{out}/07_sft/{name}") for name in ("policy", "trunk")}
+curves = {
+    name: read_metrics(f"{out}/07_sft/{name}") for name in ("policy", "trunk")
+}
 plot.loss_curves(curves, "nats a response token")
 
 # %%
@@ -134,13 +148,15 @@ with torch.no_grad():
         "trunk": sft_loss(trunk, heldout).item(),
     }
 for name, loss in heldout_loss.items():
-    print(f"{name}: {loss:.3f} nats a response token on demonstrations held out")
+    print(
+        f"{name}: {loss:.3f} nats a response token on demonstrations held out"
+    )
 
 # %% [markdown]
 # ## Use it
 #
-# The policy now answers. Look for flaws: a wrong mood, another subject, a slip of
-# grammar. It imitates its teachers, slips included.
+# The policy now answers. Look for flaws: a wrong mood, another subject, a slip
+# of grammar. It imitates its teachers, slips included.
 
 # %%
 told = answer(
@@ -157,9 +173,9 @@ for prompt, text in zip(told.prompts, told.texts, strict=True):
 # %% [markdown]
 # ## What changed
 #
-# The policy answers as its teachers do, and no better: imitation has no notion of
-# better. For that you need somebody who compares two answers, which is the next
-# lesson.
+# The policy answers as its teachers do, and no better: imitation has no notion
+# of better. For that you need somebody who compares two answers, which is the
+# next lesson.
 
 # %%
 finish_stage(

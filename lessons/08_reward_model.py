@@ -1,16 +1,19 @@
 # %% [markdown]
 # # 08 · The reward model
 #
-# You turn comparisons into a score. Somebody looks at two answers of your policy and
-# says which is better; a small network learns to give the better one the higher
-# score. It is a proxy: PPO will optimise this number, not what the labeller meant.
+# You turn comparisons into a score. Somebody looks at two answers of your
+# policy and says which is better; a small network learns to give the better
+# one the higher score. It is a proxy: PPO will optimise this number, not what
+# the labeller meant.
 
 # %% tags=["parameters"]
 scale = "toy"
 seed = 0
 out = "runs/toy"
 prompts = "data/prompts.jsonl"
-preferences = ""  # your own comparisons, a JSON-lines file; "" asks the labeller
+preferences = (
+    ""  # your own comparisons, a JSON-lines file; "" asks the labeller
+)
 
 # %%
 import math
@@ -46,7 +49,12 @@ from minipalm.rlhf.answers import answer
 from minipalm.rlhf.labeller import labelled_pairs
 from minipalm.rlhf.pairs import Pairs, encode_pairs
 from minipalm.rlhf.reward import check_pooling, scalar_head, score_pairs
-from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
+from minipalm.train.optim import (
+    adamw,
+    batch_rows,
+    micro_batches,
+    optimizer_step,
+)
 from minipalm.train.run import Run, progress, read_metrics
 from minipalm.train.stage import (
     finish_stage,
@@ -70,10 +78,10 @@ sizes = {"max_prompt": preset.max_prompt, "max_response": preset.max_response}
 # %% [markdown]
 # ## Comparisons
 #
-# Where you give none of your own, both answers come from the policy itself, so the
-# labels are about the texts that PPO will begin with. The labeller is a program that
-# knows the gold reward and errs as people do: it prefers a with probability
-# $\sigma((\text{gold}_a - \text{gold}_b) / \tau)$.
+# Where you give none of your own, both answers come from the policy itself, so
+# the labels are about the texts that PPO will begin with. The labeller is a
+# program that knows the gold reward and errs as people do: it prefers a with
+# probability $\sigma((\text{gold}_a - \text{gold}_b) / \tau)$.
 
 # %%
 number = preset.reward.pairs, preset.reward.heldout_pairs
@@ -105,8 +113,9 @@ for n in range(min(3, len(train_pairs))):
 # %% [markdown]
 # ## The network
 #
-# The fine-tuned trunk reads prompt and answer; a linear head turns its state into a
-# number. One number an answer: that of its last token, or the mean over its tokens.
+# The fine-tuned trunk reads prompt and answer; a linear head turns its state
+# into a number. One number an answer: that of its last token, or the mean over
+# its tokens.
 
 # %% tags=["define"]
 from minipalm.rlhf.reward import pool
@@ -145,7 +154,12 @@ run = Run(
     start=result_fingerprint(out, "07_sft"),
 )
 train_reward_model(
-    reward_model, train_pairs, preset.reward, run, seed, preset.checkpoint_every
+    reward_model,
+    train_pairs,
+    preset.reward,
+    run,
+    seed,
+    preset.checkpoint_every,
 )
 
 # %%
@@ -158,9 +172,10 @@ plot.loss_curves(
 # %% [markdown]
 # ## How good is it?
 #
-# On comparisons held out. The labels are noisy: even a judge who knew the gold reward
-# would be right only as often as the Bayes accuracy says, on average. And if length
-# alone did as well, the model might have learnt nothing but length.
+# On comparisons held out. The labels are noisy: even a judge who knew the gold
+# reward would be right only as often as the Bayes accuracy says, on average.
+# And if length alone did as well, the model might have learnt nothing but
+# length.
 
 # %%
 with torch.no_grad():
@@ -185,8 +200,9 @@ plot.reliability_diagram(reliability(chosen, rejected))
 # %% [markdown]
 # ## Give the score a zero and a unit
 #
-# Fresh answers of the policy get mean 0 and standard deviation 1. So β, the price of
-# a nat of KL in the next lessons, means the same for every reward model.
+# Fresh answers of the policy get mean 0 and standard deviation 1. So β, the
+# price of a nat of KL in the next lessons, means the same for every reward
+# model.
 
 
 # %%
@@ -206,8 +222,8 @@ plot.score_scale(fresh_scores())
 # %% [markdown]
 # ## What changed
 #
-# You have a number to optimise. How often it agrees with the labeller is printed
-# above; how it fails where it does not is the subject of lesson 12.
+# You have a number to optimise. How often it agrees with the labeller is
+# printed above; how it fails where it does not is the subject of lesson 12.
 
 # %%
 finish_stage(

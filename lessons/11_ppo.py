@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 11 · PPO
 #
-# You improve the policy. It answers, the reward model scores, and answers better than
-# expected become more likely: a little at a time, and not too far from where it began.
+# You improve the policy. It answers, the reward model scores, and answers
+# better than expected become more likely: a little at a time, and not too far
+# from where it began.
 
 # %% tags=["parameters"]
 scale = "toy"
@@ -74,15 +75,17 @@ reward_model.requires_grad_(False)
 records = read_prompts(prompts)
 check_prompt_lengths(records, tokenizer, preset.max_prompt)
 asked = [record.prompt for record in records]
-ids, mask = pad_left([prompt_ids(tokenizer, p) for p in asked], preset.max_prompt)
+ids, mask = pad_left(
+    [prompt_ids(tokenizer, p) for p in asked], preset.max_prompt
+)
 
 # %% [markdown]
 # ## Four networks
 #
-# The **policy** answers. The **reference** is the policy as it was, frozen: the KL is
-# measured from it. The **reward model**, frozen too, scores whole answers. The
-# **critic** guesses at every token what the score will be; it starts from the reward
-# model's weights.
+# The **policy** answers. The **reference** is the policy as it was, frozen:
+# the KL is measured from it. The **reward model**, frozen too, scores whole
+# answers. The **critic** guesses at every token what the score will be; it
+# starts from the reward model's weights.
 #
 # ## What is maximised
 #
@@ -110,8 +113,8 @@ clipped_surrogate(policy_loss, preset.ppo.clip)
 # %% [markdown]
 # ## The update and the loop
 #
-# One batch of answers is used for several epochs of minibatches. The ratio ρ is 1 in
-# the first step, and the clip holds it near 1 in the later ones.
+# One batch of answers is used for several epochs of minibatches. The ratio ρ
+# is 1 in the first step, and the clip holds it near 1 in the later ones.
 
 # %% tags=["define"]
 from minipalm.rlhf.ppo import minibatch_gradients, ppo_update
@@ -122,10 +125,10 @@ from minipalm.train.ppo import train_ppo
 # %% [markdown]
 # ## Train
 #
-# β is the price of a nat. Where several are given, each gets a run of its own from
-# the same start; the first is the one that you keep. With β = 0 nothing holds the
-# policy near the reference: predict what that does to the reward model's score, and
-# to the quality that it stands for.
+# β is the price of a nat. Where several are given, each gets a run of its own
+# from the same start; the first is the one that you keep. With β = 0 nothing
+# holds the policy near the reference: predict what that does to the reward
+# model's score, and to the quality that it stands for.
 
 
 # %%
@@ -153,7 +156,9 @@ for kl_coef in preset.ppo.kl_coefs:
         tokenizer=tokenizer.fingerprint,
         prompts=fingerprint(prompts),
         sizes=[preset.max_prompt, preset.max_response],
-        start=[result_fingerprint(out, s) for s in ("07_sft", "08_reward_model")],
+        start=[
+            result_fingerprint(out, s) for s in ("07_sft", "08_reward_model")
+        ],
     )
     train_ppo(
         policies[name],
@@ -198,8 +203,9 @@ for model, name in ((reference, "SFT"), (policies[kept], "PPO")):
 # %% [markdown]
 # ## What changed
 #
-# The policy has learnt what raises the score. Whether its answers are better is another
-# question: the score is a proxy. The next lesson asks somebody who knows.
+# The policy has learnt what raises the score. Whether its answers are better
+# is another question: the score is a proxy. The next lesson asks somebody who
+# knows.
 
 # %%
 finish_stage(

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 12 · Is it better?
 #
-# PPO raised the reward model's score. You ask the gold reward, which it never saw,
-# whether the answers are better: on the prompts of training and on held-out ones,
-# side by side with the policy it began with.
+# PPO raised the reward model's score. You ask the gold reward, which it never
+# saw, whether the answers are better: on the prompts of training and on held-
+# out ones, side by side with the policy it began with.
 
 # %% tags=["parameters"]
 scale = "toy"
@@ -31,7 +31,12 @@ from minipalm.data.datasets import check_prompt_lengths, read_prompts
 from minipalm.data.files import write_text
 from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.judge import judge
-from minipalm.evaluate.statistics import Interval, over_optimisation, wins
+from minipalm.evaluate.statistics import (
+    Interval,
+    mean_interval,
+    over_optimisation,
+    wins,
+)
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.reward import RewardModel
@@ -56,16 +61,21 @@ reward_model = load_result(
     "reward_model",
     tokenizer,
 )
-names = [f"beta-{kl_coef:g}" for kl_coef in stage_summary(out, "11_ppo")["kl_coefs"]]
-policies = {"sft": load_result(PaLM(config), out, "07_sft", "policy", tokenizer)}
+names = [
+    f"beta-{kl_coef:g}" for kl_coef in stage_summary(out, "11_ppo")["kl_coefs"]
+]
+policies = {
+    "sft": load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
+}
 for name in names:
     policies[name] = load_result(PaLM(config), out, "11_ppo", name, tokenizer)
 
 # %% [markdown]
 # ## Ask everybody the same
 #
-# Each policy answers the same prompts. TinyTales' held-out prompts ask for pairs of
-# mood and subject that no demonstration, comparison or PPO prompt asks for.
+# Each policy answers the same prompts. TinyTales' held-out prompts ask for
+# pairs of mood and subject that no demonstration, comparison or PPO prompt
+# asks for.
 
 # %%
 splits = {}
@@ -77,7 +87,9 @@ for split, path in {"seen": prompts, "heldout": heldout}.items():
 judged = {}
 for split, texts in splits.items():
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(texts), (preset.eval_samples,), generator=generator)
+    rows = torch.randint(
+        len(texts), (preset.eval_samples,), generator=generator
+    )
     for name, policy in policies.items():
         answers = answer(
             policy,
@@ -87,14 +99,16 @@ for split, texts in splits.items():
             max_response=preset.max_response,
             generator=generator,
         )
-        judged[split, name] = judge(answers, policy, policies["sft"], reward_model)
+        judged[split, name] = judge(
+            answers, policy, policies["sft"], reward_model
+        )
 
 # %% [markdown]
 # ## Who wins?
 #
-# The win rate is the share of prompts where PPO's answer has more gold than SFT's,
-# ties counted half. A share of $n$ pairs is not known exactly: the interval says how
-# well.
+# The win rate is the share of prompts where PPO's answer has more gold than
+# SFT's, ties counted half. A share of $n$ pairs is not known exactly: the
+# interval says how well.
 
 # %% tags=["define"]
 from minipalm.evaluate.statistics import wilson
@@ -107,12 +121,23 @@ compared = {}
 for split in splits:
     sft, ppo = judged[split, "sft"], judged[split, names[0]]
     before, after = sft.row(), ppo.row()
-    compared[split] = {"sft": before, "ppo": after, "win_rate": None, "gain_sd": None}
+    compared[split] = {
+        "sft": before,
+        "ppo": after,
+        "win_rate": None,
+        "gain_sd": None,
+    }
     if sft.gold is not None:
         rate = win_rate(ppo.gold_totals(), sft.gold_totals())
         compared[split]["win_rate"] = rate._asdict()
         gain = after["gold"] - before["gold"]
         compared[split]["gain_sd"] = gain / before["gold_sd"]
+
+# %%
+if sft.gold is not None:
+    for (split, name), one in judged.items():
+        mean, half = mean_interval(one.gold_totals())
+        print(f"{split:8} {name:10} gold {mean:.2f} ± {half:.2f}")
 
 # %%
 for split, both in compared.items():
@@ -140,8 +165,8 @@ figure
 # %% [markdown]
 # ## The proxy and the truth
 #
-# Follow both rewards along the way from the reference. The proxy is what PPO climbs.
-# Where β is 0, look at gold.
+# Follow both rewards along the way from the reference. The proxy is what PPO
+# climbs. Where β is 0, look at gold.
 
 # %%
 penalty = preset.ppo.missing_eos_penalty
@@ -151,7 +176,8 @@ curves = {
             "step": step["step"],
             "kl": step["kl"],
             "gold": step.get("gold"),
-            "score": step["score"] + penalty * step["unfinished"],  # the proxy alone
+            "score": step["score"]
+            + penalty * step["unfinished"],  # the proxy alone
             "unfinished": step["unfinished"],
         }
         for step in read_metrics(f"{out}/11_ppo/{name}")
@@ -163,12 +189,16 @@ plot.over_optimisation(curves, compared["seen"]["sft"]["gold"])
 # %% [markdown]
 # ## Read them
 #
-# Numbers first, then texts: a policy can only be trusted once somebody has read it.
+# Numbers first, then texts: a policy can only be trusted once somebody has
+# read it.
 
 # %%
 samples = []
 for split, n in [("seen", 0), ("seen", 1), ("heldout", 0), ("heldout", 1)]:
-    sample = {"prompt": judged[split, "sft"].answers.prompts[n], "split": split}
+    sample = {
+        "prompt": judged[split, "sft"].answers.prompts[n],
+        "split": split,
+    }
     keys = {"sft": "sft", "beta-0": "unpenalised", names[0]: "ppo"}
     for name in policies:
         one = judged[split, name]
@@ -187,8 +217,8 @@ for sample in samples:
 # %% [markdown]
 # ## What changed
 #
-# You know by how much the policy is better, how sure that is, and what happens when
-# the penalty is taken away.
+# You know by how much the policy is better, how sure that is, and what happens
+# when the penalty is taken away.
 
 # %%
 fall = None
@@ -210,11 +240,15 @@ evaluation = {
     "over_optimisation": fall,
     "samples": samples,
     "losses": {
-        name: [[step["step"], step[key]] for step in read_metrics(f"{out}/{folder}")]
+        name: [
+            [step["step"], step[key]]
+            for step in read_metrics(f"{out}/{folder}")
+        ]
         for name, (folder, key) in losses.items()
     },
 }
 write_text(
-    Path(out, "12_evaluation", "evaluation.json"), json.dumps(evaluation, indent=1)
+    Path(out, "12_evaluation", "evaluation.json"),
+    json.dumps(evaluation, indent=1),
 )
 finish_stage(out, "12_evaluation", {}, tokenizer, scale=scale, seed=seed)

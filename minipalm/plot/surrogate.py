@@ -17,7 +17,7 @@ def clipped_surrogate(policy_loss: Callable[..., Tensor], clip: float = 0.2) -> 
         clip: ε.
     """
     figure, (left, right) = new_figure(
-        f"A ratio that has left 1 ± {clip:g} for the better gets no more slope",
+        f"What the loss and its slope are for a token, with ε = {clip:g}",
         columns=2,
     )
     ratios = torch.linspace(0.4, 1.6, 121)
