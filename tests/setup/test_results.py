@@ -33,13 +33,13 @@ def test_a_bar_that_is_missed_is_said(results):
 
 def test_only_what_is_between_the_marks_changes(results, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold \\1\n{END}\nafter\n", "utf-8")
+    readme.write_text(f"before\n{BEGIN}\nstale \\1\n{END}\nafter\n", "utf-8")
     update_readme(readme, results)
     text = readme.read_text("utf-8")
     assert text.startswith(f"before\n{BEGIN}\nMean") and text.endswith(
         f"{END}\nafter\n"
     )
-    assert "old" not in text
+    assert "stale" not in text
 
 
 def test_the_picture_is_small():
