@@ -94,6 +94,8 @@ class PPOConfig:
     micro_batch: int = 0
 
     def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be 1 or more (got {self.epochs})")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 (got {self.temperature})")
         if not self.kl_coefs or len(set(self.kl_coefs)) < len(self.kl_coefs):

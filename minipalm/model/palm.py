@@ -65,9 +65,16 @@ class PaLM(nn.Module):
             positions: places for RoPE. None: the number of earlier tokens seen, which
                 is right for left padding and for packed rows alike.
             cache: earlier tokens of the same rows; the new ones are added to it.
-            last: L, how many tokens at the end of the rows are asked for; the last
-                block leaves out what only the others need. None for all T.
+            last: L, from 1 to T: how many tokens at the end of the rows are asked for;
+                the last block leaves out what only the others need. None for all.
+
+        Raises:
+            ValueError: last is out of its range.
         """
+        if last is not None and not 1 <= last <= ids.shape[1]:
+            raise ValueError(
+                f"last must be from 1 to the {ids.shape[1]} tokens of a row: {last}"
+            )
         mask = None
         if segments is not None or cache is not None:
             new = torch.ones_like(ids) if segments is None else segments

@@ -91,7 +91,7 @@ class PPOStats:
         ratio: π/π_old at the sampled tokens; 1 in the first step.
         clip_fraction: share of tokens whose ratio is outside 1 ± ε.
         approx_kl: KL(π_old ‖ π), k3 on the sampled tokens, nats a token.
-        policy_grad_norm, value_grad_norm: before clipping.
+        policy_grad_norm, value_grad_norm: before clipping; 0 in a refused step.
         steps: optimizer steps done, of epochs × minibatches.
     """
 
@@ -163,7 +163,9 @@ def ppo_update(
 ) -> PPOStats:
     """Improve policy and critic on one rollout: epochs × minibatches of steps.
 
-    The step whose approx_kl exceeds `stop_kl` is not applied, and ends the update.
+    The step whose approx_kl exceeds `stop_kl` is not applied, and ends the update. The
+    losses are means over a minibatch's own tokens, so those of a smaller last one weigh
+    more.
 
     Args:
         policy, critic: changed in place.

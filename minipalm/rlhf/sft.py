@@ -39,7 +39,11 @@ Example = tuple[list[int], list[int]]  # the tokens of prompt and of response
 
 
 def fill_rows(rows: Sequence[Sequence[Example]], width: int) -> Rows:
-    """Lay examples side by side in rows of `width` tokens, the rest padding."""
+    """Lay examples side by side in rows of `width` tokens, the rest padding.
+
+    A prompt has at least one token, <bos>: the first token of a response must have one
+    before it, of its own example, that predicts it.
+    """
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     segments = torch.zeros_like(ids)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
