@@ -12,7 +12,7 @@ from minipalm.course import ROOT
 from minipalm.spmd import known_parameters
 
 STORED = ("text/plain", "text/html", "text/markdown", "image/png", "image/svg+xml")
-LARGEST = 60_000  # characters of one output; a PNG is stored as base64
+LARGEST = 80_000  # characters of one output: 60 kB of a picture, stored as base64
 
 
 def storable(cell: NotebookNode) -> tuple[list[NotebookNode], list[str]]:

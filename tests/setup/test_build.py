@@ -171,13 +171,13 @@ def test_what_cells_show_is_stored_without_bars_and_without_giants(course, tmp_p
     code[1].outputs = [
         new("stream", name="stderr", text="100%"),
         new("stream", name="stdout", text="loss 1.5\n"),
-        new("display_data", data={"image/png": "A" * 70_000}),
+        new("display_data", data={"image/png": "A" * 90_000}),
         new("display_data", data={"image/png": "AAAA", "text/plain": "<Figure>"}),
         new("display_data", data={"application/vnd.jupyter.widget-view+json": {}}),
     ]
     nbformat.write(book, tmp_path / "executed.ipynb")
     lines = outputs.store(tmp_path / "executed.ipynb", solution)
-    assert lines == ["02_turn.ipynb, code cell [1]: 70 kB, at most 60 are kept"]
+    assert lines == ["02_turn.ipynb, code cell [1]: 90 kB, at most 80 are kept"]
     stored = [c for c in nbformat.read(solution, 4).cells if c.cell_type == "code"]
     assert [o.output_type for o in stored[0].outputs] == ["stream", "display_data"]
     assert [cell.execution_count for cell in stored] == [1, 2, 3, 4, 5]
