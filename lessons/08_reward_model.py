@@ -11,9 +11,8 @@ scale = "toy"
 seed = 0
 out = "runs/toy"
 prompts = "data/prompts.jsonl"
-preferences = (
-    ""  # your own comparisons, a JSON-lines file; "" asks the labeller
-)
+# your own comparisons, a JSON-lines file; "" asks the labeller
+preferences = ""
 
 # %%
 import math
