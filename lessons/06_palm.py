@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 06 · A whole PaLM
 #
-# You build a language model out of the blocks of lessons 02 to 05: an
-# embedding, a stack of parallel blocks, a last norm, and the embedding again
-# as head. Then you train two of them to continue text: the **policy**, which
+# You build a language model out of the parallel blocks of `minipalm/model`:
+# an embedding, a stack of blocks, a last norm, and the embedding again as
+# head. Then you train two of them to continue text: the **policy**, which
 # will learn to answer, and a smaller **trunk**, which will learn to judge
 # answers.
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from minipalm import plot
 from minipalm.config import OptimConfig, PaLMConfig, get_preset
 from minipalm.course import ROOT
-from minipalm.data.batches import prompt_ids, text_stream
+from minipalm.data.batches import hold_out_stream, prompt_ids, text_stream
 from minipalm.data.datasets import (
     check_window,
     read_demonstrations,
@@ -68,9 +68,9 @@ texts[:3]
 words = texts + [f"{demo.prompt} {demo.response}" for demo in demos]
 tokenizer = train_tokenizer(words, preset.tokenizer, preset.vocab_size)
 check_window(demos, tokenizer, preset.window)
-stream = text_stream(tokenizer, texts)
-cut = max(len(stream) // 50, preset.window)  # at least one row is held out
-heldout, stream = stream[:cut], stream[cut:]
+stream, heldout = hold_out_stream(
+    text_stream(tokenizer, texts), preset.window, source=text
+)
 print(f"vocabulary: {tokenizer.vocab_size}, text: {len(stream)} tokens")
 
 # %% [markdown]

@@ -17,19 +17,34 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.course.lock import lock
+from minipalm.data.datasets import (
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+    read_texts,
+)
 from minipalm.data.files import fingerprint
 from minipalm.spmd import known_parameters, stop_on_signals
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
 STAGES = ("06_palm", "07_sft", "08_reward_model", "11_ppo", "12_evaluation")
 SMALL = ("smoke", "toy")  # one thread: more of them only wait for each other
+
+
+READERS: dict[str, Callable[[Path], object]] = {  # by the notebooks' parameters
+    "text": read_texts,
+    "demonstrations": read_demonstrations,
+    "preferences": read_preferences,
+    "prompts": read_prompts,
+    "heldout": read_prompts,
+}
 
 
 class Spent(NamedTuple):
@@ -45,7 +60,7 @@ def find_inputs(
 
     data: a folder to take them from, by the file names of the notebook's defaults.
     given: files by the parameters' names, also those that have no default.
-    Raises ValueError if there is no such file.
+    Raises ValueError if there is no such file, or it is not what it should be.
     """
     files = {}
     for name, default in known_parameters(notebook).items():
@@ -56,9 +71,11 @@ def find_inputs(
         path = asked or (data / Path(default).name if data else ROOT / default)
         if not path.is_file():
             raise ValueError(
-                f"{notebook.stem} needs {name} = {path}, and there is no such file.\n"
-                f"Make one by: python -m minipalm.data.make --out {path.parent}"
+                f"{notebook.stem} needs a file for {name}, and there is no {path};\n"
+                "data/README.md shows what it holds"
             )
+        if name in READERS:
+            READERS[name](path)  # a slip in it is said before anything runs
         files[name] = path
     return files
 
@@ -90,7 +107,7 @@ def check_place(out: Path, scale: str, seed: int) -> None:
                 raise ValueError(
                     f"{shown(out / stage)} was made with scale {found[0]}, seed "
                     f"{found[1]}, not {scale}, {seed}.\n"
-                    "Give this run another --out, or remove that one (./course clean)."
+                    "Give this run another --out, or remove that folder."
                 )
 
 

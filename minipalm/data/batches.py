@@ -29,6 +29,23 @@ def text_stream(tokenizer: Tokenizer, texts: Iterable[str]) -> Int[Tensor, "N"]:
     return torch.tensor(ids, dtype=torch.long)
 
 
+def hold_out_stream(
+    stream: Int[Tensor, "N"], window: int, source: str
+) -> tuple[Int[Tensor, "A"], Int[Tensor, "B"]]:
+    """Cut a stream in two: the text to train on, and a fiftieth of it to test on.
+
+    Raises:
+        ValueError: there is not a row of `window` tokens for each.
+    """
+    cut = max(len(stream) // 50, window)
+    if len(stream) < 2 * window:
+        raise ValueError(
+            f"{source}: expected at least {2 * window} tokens, a row of {window} to "
+            f"train on and one to test on, got {len(stream)}; add text"
+        )
+    return stream[cut:], stream[:cut]
+
+
 def pad_left(rows: Sequence[Sequence[int]], width: int) -> Padded:
     """Ids at the right end of rows of `width`, and True where they stand.
 

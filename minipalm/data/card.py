@@ -16,6 +16,8 @@ from minipalm.data.lexicon import (
 from minipalm.data.tinytales import CAREFUL, MAX_WORDS, pick, tell
 
 Records = Mapping[str, Sequence[Mapping[str, str]]]
+TITLE = "# TinyTales"
+
 ABOUT = {
     "text.jsonl": "pretraining: raw tales, 70 % headed `about the fox :`",
     "demonstrations.jsonl": "fine-tuning: prompts answered by the sloppy author",
@@ -34,7 +36,7 @@ def card(seed: int, records: Records, files: Mapping[str, str]) -> str:
         for row in records["demonstrations.jsonl"]
     ]
     lengths = [len(row["response"].split()) for row in records["demonstrations.jsonl"]]
-    return f"""# TinyTales
+    return f"""{TITLE}
 
 Tiny tales in a world of {len(VOCABULARY)} words, for learning RLHF on a laptop:
 a prompt asks for a mood ({", ".join(MOODS)}) and one of {len(SUBJECTS)} subjects,

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from minipalm.data.card import card
+from minipalm.data.card import TITLE, card
 from minipalm.data.files import write_text
 from minipalm.data.gold import gold_reward, label_pair
 from minipalm.data.lexicon import (
@@ -90,7 +90,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("data"), help="a folder")
     arguments = parser.parse_args()
-    for name, text in make_files(arguments.seed).items():
+    files = make_files(arguments.seed)
+    card_there = arguments.out / "README.md"
+    ours = card_there.is_file() and card_there.read_text("utf-8").startswith(TITLE)
+    there = [name for name in files if (arguments.out / name).exists()]
+    if there and not ours:
+        parser.error(
+            f"{arguments.out} holds {there[0]}, which this command did not make and "
+            "would overwrite; choose another --out"
+        )
+    for name, text in files.items():
         write_text(arguments.out / name, text)
         print(f"{arguments.out / name}: {len(text.encode()):,} bytes")
 

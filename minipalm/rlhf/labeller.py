@@ -47,7 +47,7 @@ def labelled_pairs(
             raise DataError(
                 f"{prompt.source}: field 'prompt': the labeller knows only TinyTales' "
                 f"prompts, got {prompt.prompt!r}; give comparisons of your own, by "
-                "`preferences`"
+                "`preferences` (./course run --preferences FILE)"
             )
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(prompts), (number,), generator=generator)

@@ -58,7 +58,7 @@ class Run:
         if difference := first_difference(path, json.loads(text)):
             raise ValueError(
                 f"{path}: is of a run with other settings: {difference}. Remove the "
-                "folder (./course clean), or choose another `out`."
+                "run's folder to train anew, or choose another `out`."
             )
 
     def checkpoints(self) -> list[Path]:
@@ -195,6 +195,8 @@ def first_difference(path: Path, wanted: Any) -> str:
 
 def progress(start: int, steps: int, name: str) -> Iterator[tuple[int, tqdm]]:
     """Each step still to do, counted from 1, and the live bar that counts them."""
+    if start >= steps:
+        print(f"{name}: already trained; to train again, remove its folder")
     with tqdm(
         total=steps, initial=start, desc=name, unit="step", mininterval=0.5
     ) as bar:

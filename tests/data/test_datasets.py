@@ -13,6 +13,7 @@ from minipalm.data.datasets import (
     Text,
     check_prompt_lengths,
     check_window,
+    hold_out,
     read_demonstrations,
     read_preferences,
     read_prompts,
@@ -245,3 +246,20 @@ def test_a_word_that_the_tokenizer_does_not_know_is_named_with_its_line(write):
     path = write('{"prompt": "the fox"}\n{"prompt": "the zebra"}')
     message = message_of(check_prompt_lengths, read_prompts(path), WORDS, 9)
     assert f"{path}:2: field 'prompt': the word 'zebra'" in message
+
+
+def test_hold_out_keeps_equal_records_on_one_side():
+    rows = [Demonstration("p", f"r{n % 10}", f"f:{n}") for n in range(40)]
+    train, test = hold_out(rows, 0.2, seed=0)
+    assert sorted(r.source for r in train + test) == sorted(r.source for r in rows)
+    assert len(test) == 8 and not {r.response for r in train} & {
+        r.response for r in test
+    }
+    assert hold_out(rows, 0.2, seed=0) == (train, test)
+    assert hold_out(rows, 0.2, seed=1) != (train, test)
+
+
+@pytest.mark.parametrize("copies", [1, 6])
+def test_one_record_cannot_be_parted(copies):
+    with pytest.raises(DataError, match="f: expected at least 2 different records"):
+        hold_out([Demonstration("p", "r", "f:1")] * copies, 0.2, seed=0)

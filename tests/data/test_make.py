@@ -162,3 +162,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 def test_written_files_have_unix_line_ends_and_utf8(tmp_path):
     write_text(tmp_path / "file.txt", "é\n")
     assert (tmp_path / "file.txt").read_bytes() == b"\xc3\xa9\n"
+
+
+def test_files_of_somebody_else_are_not_overwritten(tmp_path, monkeypatch, capsys):
+    (tmp_path / "text.jsonl").write_text('{"text": "mine"}\n')
+    monkeypatch.setattr("sys.argv", ["make", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        make.main()
+    assert stop.value.code == 2 and "did not make" in capsys.readouterr().err
+    assert (tmp_path / "text.jsonl").read_text() == '{"text": "mine"}\n'
+    assert list(tmp_path.iterdir()) == [tmp_path / "text.jsonl"]

@@ -154,7 +154,7 @@ def test_nothing_of_the_users_python_leaks_in(course, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("PYTHONHOME", "/elsewhere")
     env = course.environment()
-    assert "PYTHONPATH" not in env and "PYTHONHOME" not in env
+    assert "/elsewhere" not in env["PYTHONPATH"] and "PYTHONHOME" not in env
     assert env["PYTHONNOUSERSITE"] == "1"
     assert env["PATH"].startswith(str(course.PYTHON.parent))
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from minipalm.course import run
+from minipalm.course import ROOT, run
 
 # The real program with two stages of our own, and without the report.
 DRIVER = """
@@ -174,7 +174,10 @@ def test_two_runs_cannot_write_into_one_folder(pipeline, write_notebook):
     ("options", "message"),
     [
         (("--scale", "huge"), "scale must be one of smoke, toy"),
-        (("--data", "/nowhere"), "one needs text = /nowhere/text.jsonl"),
+        (
+            ("--data", "/nowhere"),
+            "one needs a file for text, and there is no /nowhere/text.jsonl",
+        ),
         (("--notebooks", "/nowhere"), "one.ipynb: cannot read the notebook"),
     ],
 )
@@ -200,3 +203,16 @@ def test_cpu_seconds_include_the_kernel_and_its_threads(
     assert spent.status == 0
     assert 3 < spent.cpu < 10
     assert capfd.readouterr().out == "1\n"  # one thread at toy scale
+
+
+def test_a_slip_in_a_file_is_said_before_anything_is_made_again(tmp_path, capsys):
+    out, data = tmp_path / "out", tmp_path / "data"
+    shutil.copytree(ROOT / "data", data)
+    kept = out / "06_palm" / "done.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"scale": "smoke", "seed": 0}')
+    with (data / "text.jsonl").open("a") as file:
+        file.write('{"text": 3}\n')
+    code = run.main(["--scale", "smoke", "--out", str(out), "--data", str(data)])
+    assert code == 2 and "text.jsonl:10001: field 'text'" in capsys.readouterr().err
+    assert kept.is_file()

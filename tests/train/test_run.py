@@ -49,7 +49,7 @@ def test_other_settings_are_refused_and_named(settings, message, tmp_path):
         Run(tmp_path / "r", **same | settings)
     text = str(error.value)
     assert text.startswith(f"{tmp_path / 'r' / 'config.json'}: ") and message in text
-    assert "./course clean" in text and "another `out`" in text
+    assert "Remove the run's folder" in text and "another `out`" in text
     assert len(text.splitlines()) == 1
     assert left_by(tmp_path) == before
 
