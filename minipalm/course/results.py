@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from minipalm.course.run import STAGES
 from minipalm.data.files import write_text
 
 BEGIN = "<!-- results: written by ./course seeds -->"
@@ -48,10 +49,7 @@ def bars(results: dict[str, Any]) -> list[tuple[str, bool, str]]:
         )
     ]
     cpu = n["cpu_seconds.all"]
-    stages = [
-        value for name in n if name.startswith("cpu_seconds.0") for value in n[name]
-    ]
-    stages += [v for name in n if name.startswith("cpu_seconds.1") for v in n[name]]
+    stages = [value for stage in STAGES for value in n[f"cpu_seconds.{stage}"]]
     return [
         _bar(
             "reward model accuracy >= 0.60 on every seed",
