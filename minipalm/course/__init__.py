@@ -1,6 +1,6 @@
 """What ./course calls. Nothing above this folder imports it.
 
-build   lessons/*.py -> solutions/*.ipynb
+build      lessons/*.py -> solutions/*.ipynb, notebooks/*.ipynb
 run     the pipeline: its stages in order, each a notebook
 seeds   the pipeline on several seeds, with mean and spread
 verify  lint, types, unit tests, notebooks

@@ -1,0 +1,60 @@
+"""What a lesson calls: `gae = check(gae)`, and `progress()` at its end."""
+
+import inspect
+from typing import Any
+
+from minipalm.course.exercise import Exercise, exercises, of_lesson
+from minipalm.course.judge import Verdict, judge
+
+board: dict[str, Verdict] = {}  # of this notebook: exercise's name -> last verdict
+
+
+def line(exercise: Exercise, verdict: Verdict) -> str:
+    """The one line that a learner reads."""
+    text = f"{exercise.id} {exercise.title}: {verdict.status}"
+    if verdict.message:
+        text += f": {verdict.message}"
+    if verdict.status != "ok":
+        text += f" [until then, the packaged {exercise.name} goes on below]"
+    return text
+
+
+def check(candidate: Any) -> Any:
+    """Print a verdict on what you have written; gives it back if it is right.
+
+    If it is not, the packaged one comes back, so that the rest of the notebook works.
+    Never raises: neither for a wrong answer nor for anything that it does.
+    """
+    frame = inspect.currentframe()
+    caller = frame.f_back.f_globals if frame and frame.f_back else {}
+    known = exercises()
+    names = [name for name, value in caller.items() if value is candidate]
+    names.append(getattr(candidate, "__name__", ""))
+    name = next((one for one in names if one in known), "")
+    if not name:
+        print("check() knows the exercises by their names: keep the name of the stub")
+        return candidate
+    exercise = known[name]
+    if candidate is exercise.answer:  # an earlier check has put it there
+        verdict = Verdict("todo", "run your cell again, then this one")
+    else:
+        verdict = judge(exercise, candidate)
+    board[name] = verdict
+    print(line(exercise, verdict))
+    return candidate if verdict.status == "ok" else exercise.answer
+
+
+def progress() -> None:
+    """Print the board: each exercise of this lesson and where you are with it."""
+    if not board:
+        print("no exercise checked yet: run the cells above")
+        return
+    lesson = exercises()[next(reversed(board))].lesson
+    mine = list(of_lesson(lesson))
+    done = 0
+    for one in mine:
+        status = board[one.name].status if one.name in board else "not checked"
+        done += status == "ok"
+        mark = {"ok": "●", "not yet": "◐"}.get(status, "○")
+        print(f"{mark} {one.id:5} {one.title:28} {status}")
+    print(f"{done} of {len(mine)} right")

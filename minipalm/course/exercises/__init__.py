@@ -1,0 +1,1 @@
+"""A module a lesson: its exercises, with oracles, traps and twins."""

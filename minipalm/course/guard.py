@@ -1,0 +1,135 @@
+"""Let a learner's code run, and put the world back as it was."""
+
+import builtins
+import contextlib
+import ctypes
+import io
+import math
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from types import FrameType, ModuleType
+from typing import Any, TypeVar
+
+import einops
+import torch
+import torch.nn.functional as F
+
+# What a learner might replace, by mistake or to see what happens, as it is now.
+LIBRARIES: dict[str, Any] = {
+    "torch": torch,
+    "torch.Tensor": torch.Tensor,
+    "torch.nn": torch.nn,
+    "torch.nn.functional": F,
+    "einops": einops,
+    "math": math,
+    "random": random,
+    "builtins": builtins,
+}
+ORIGINALS = {name: dict(vars(library)) for name, library in LIBRARIES.items()}
+
+
+OWN = {"input", "exit", "quit"}  # a notebook's kernel puts in its own, again and again
+
+T = TypeVar("T")
+
+
+class TimeUp(BaseException):
+    """Raised inside code that runs too long; no `except Exception` stops it."""
+
+
+class Silence(io.TextIOBase):
+    """Takes any text and keeps none."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def restore_libraries() -> list[str]:
+    """Undo replacements such as `torch.exp = ...`; gives the names of what was."""
+    replaced = []
+    for name, library in LIBRARIES.items():
+        originals, now = ORIGINALS[name], vars(library)
+        for key, original in originals.items():
+            # modules and private names are filled in lazily, by the library itself
+            if now.get(key) is original or key.startswith("_"):
+                continue
+            if key in OWN or isinstance(original, ModuleType):
+                continue
+            setattr(library, key, original)
+            replaced.append(f"{name}.{key}")
+    return replaced
+
+
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """function(), or TimeUp raised in it after `seconds`, and again until it ends.
+
+    Again, since a bare `except:` catches it the first time. A signal also wakes code
+    that sleeps; where there is none to have, a thread asks the interpreter.
+    """
+
+    def inside() -> T:
+        return function()
+
+    def is_inside(frame: FrameType | None) -> bool:
+        while frame is not None and frame.f_code is not inside.__code__:
+            frame = frame.f_back
+        return frame is not None  # else it has ended: leave the caller alone
+
+    def ring(_: int, frame: FrameType | None) -> None:
+        if is_inside(frame):
+            raise TimeUp
+
+    main = threading.current_thread() is threading.main_thread()
+    if main and hasattr(signal, "setitimer"):
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.003)
+        try:
+            return inside()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    done, target = threading.Event(), threading.get_ident()
+    interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+    def watch() -> None:
+        wait = seconds
+        while not done.wait(wait):
+            if is_inside(sys._current_frames().get(target)):
+                interrupt(ctypes.c_ulong(target), ctypes.py_object(TimeUp))
+            wait = 0.05
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        return inside()
+    finally:
+        done.set()
+        watcher.join()
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Nothing printed, and torch's switches and random states as before."""
+    torch_state, state = torch.get_rng_state(), random.getstate()
+    default, depth = torch.get_default_dtype(), sys.getrecursionlimit()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(Silence()),
+        contextlib.redirect_stderr(Silence()),
+        torch.enable_grad(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            torch.set_rng_state(torch_state)
+            random.setstate(state)
+            torch.set_default_dtype(default)
+            torch.use_deterministic_algorithms(deterministic)
+            sys.setrecursionlimit(depth)

@@ -1,0 +1,316 @@
+"""Is an answer right, and if not, which mistake is it?"""
+
+import copy
+import dataclasses
+import math
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minipalm.course.exercise import Candidate, Case, Exercise, exercises
+from minipalm.course.guard import TimeUp, guarded, restore_libraries, within
+
+SECONDS = 8.0  # for all that a check asks of a learner's code; a right one needs < 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a learner is told: status is ok, todo or not yet."""
+
+    status: str
+    message: str = ""
+    trap: int | None = None  # the number of the trap that it fell into
+
+
+@dataclass
+class Outcome:
+    """What a call led to: a value or an error, gradients, and changed arguments."""
+
+    value: Any = None
+    error: BaseException | None = None
+    gradients: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    changed: str = ""  # the first argument that is not what it was
+    replaced: str = ""  # the first library function that was replaced
+
+
+# --- one call ---------------------------------------------------------------------
+
+
+def leaves(value: Any, path: str) -> list[tuple[str, Tensor]]:
+    """The tensors in an argument, or in the result, with the way to each."""
+    if isinstance(value, Tensor):
+        return [(path, value)]
+    if isinstance(value, nn.Module):
+        named = [*value.named_parameters(), *value.named_buffers()]
+        return [(f"{path}.{name}", tensor) for name, tensor in named]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return [
+            pair
+            for key, each in value.items()
+            for pair in leaves(each, f"{path}[{key!r}]")
+        ]
+    if isinstance(value, list | tuple):
+        return [
+            pair
+            for i, each in enumerate(value)
+            for pair in leaves(each, f"{path}[{i}]")
+        ]
+    return []
+
+
+def backward(value: Any, inputs: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The gradient of a weighted sum of the result, for each input that wants one."""
+    wanted = [(name, one) for name, one in inputs if one.requires_grad]
+    outputs = [one for _, one in leaves(value, "") if one.requires_grad]
+    if not wanted or not outputs:
+        return {}
+    total = torch.zeros((), dtype=torch.float64)
+    for one in outputs:  # unequal weights: a sum of equal ones could cancel
+        weights = torch.linspace(1.0, 2.0, one.numel()).view(one.shape)
+        total = total + (one * weights).sum().double()
+    grads = torch.autograd.grad(total, [one for _, one in wanted], allow_unused=True)
+    return {
+        name: torch.zeros_like(one) if grad is None else grad
+        for (name, one), grad in zip(wanted, grads)
+    }
+
+
+def observe(
+    exercise: Exercise, candidate: Candidate | None, case: Case, seconds: float = 60.0
+) -> Outcome:
+    """What a candidate, or without one the oracle, makes of a case. Never raises."""
+    args, kwargs = copy.deepcopy((case.args, case.kwargs))
+    outcome = Outcome()
+
+    def attempt() -> None:
+        if candidate is None:
+            outcome.value = exercise.oracle(*args, **kwargs)
+        else:
+            outcome.value = exercise.run(candidate, *args, **kwargs)
+        if not exercise.changes_inputs:
+            inputs = leaves(args, "args") + leaves(kwargs, "kwargs")
+            outcome.gradients = backward(outcome.value, inputs)
+
+    with guarded():
+        try:
+            within(seconds, attempt)
+        except BaseException as error:  # whatever a learner writes, the lesson goes on
+            outcome.error = error
+    outcome.replaced = next(iter(restore_libraries()), "")
+    if candidate is not None and not exercise.changes_inputs:
+        before = [*case.args, *case.kwargs.items()]
+        after = [*args, *kwargs.items()]
+        for i, (old, new) in enumerate(zip(before, after)):
+            if not isinstance(old, torch.Generator) and difference(old, new, ""):
+                outcome.changed = f"{ordinal(i)} argument"
+                break
+    return outcome
+
+
+def ordinal(index: int) -> str:
+    names = ("first", "second", "third", "fourth", "fifth", "sixth")
+    return names[index] if index < len(names) else f"{index + 1}th"
+
+
+# --- compare ----------------------------------------------------------------------
+
+
+def difference(expected: Any, got: Any, where: str, tolerance: float = 1e-4) -> str:
+    """The first thing in which they differ, in words; "" if there is none."""
+    if isinstance(expected, Tensor):
+        return tensor_difference(expected, got, where, tolerance)
+    if isinstance(expected, torch.Generator):
+        return "" if isinstance(got, torch.Generator) else f"got {a(got)}{where}"
+    if isinstance(expected, nn.Module) and isinstance(got, nn.Module):
+        expected, got = expected.state_dict(), got.state_dict()
+    if dataclasses.is_dataclass(expected) and not isinstance(expected, type):
+        if type(got) is not type(expected):
+            return f"expected {a(expected)}{where}, got {a(got)}"
+        expected, got = vars(expected), vars(got)
+    if isinstance(expected, Mapping):
+        if not isinstance(got, Mapping):
+            return f"expected a dict{where}, got {a(got)}"
+        if set(expected) != set(got):
+            return f"expected the keys {list(expected)}{where}, got {list(got)}"
+        parts = [(expected[key], got[key], f" at {key!r}{where}") for key in expected]
+    elif isinstance(expected, list | tuple):
+        kind = "list" if isinstance(expected, list) else "tuple"
+        if not isinstance(got, list | tuple) or isinstance(got, list) != (
+            kind == "list"
+        ):
+            return f"expected a {kind}{where}, got {a(got)}"
+        if len(expected) != len(got):
+            return f"expected {len(expected)} items{where}, got {len(got)}"
+        names = [f" at [{i}]{where}" for i in range(len(expected))]
+        parts = list(zip(expected, got, names))
+    elif hasattr(expected, "__dict__") and type(expected).__eq__ is object.__eq__:
+        if type(got) is not type(expected):
+            return f"expected {a(expected)}{where}, got {a(got)}"
+        return difference(vars(expected), vars(got), where, tolerance)
+    else:
+        return plain_difference(expected, got, where, tolerance)
+    return next(filter(None, (difference(*part, tolerance) for part in parts)), "")
+
+
+def plain_difference(expected: Any, got: Any, where: str, tolerance: float) -> str:
+    """Numbers within the tolerance; all else must be equal."""
+    number = isinstance(expected, int | float) and not isinstance(expected, bool)
+    if number and type(got) in (int, float):
+        close = math.isclose(expected, got, rel_tol=tolerance, abs_tol=tolerance)
+        same = close or (math.isnan(expected) and math.isnan(got))
+        if same and not (isinstance(expected, int) and isinstance(got, float)):
+            return ""
+    elif type(expected) is type(got) and expected == got:
+        return ""
+    elif not isinstance(got, bool | int | float | str | bytes | None):
+        return f"expected {show(expected)}{where}, got {a(got)}"
+    return f"expected {show(expected)}{where}, got {show(got)}"
+
+
+def tensor_difference(expected: Tensor, got: Any, where: str, tolerance: float) -> str:
+    if not isinstance(got, Tensor):
+        return f"expected a tensor{where}, got {a(got)}"
+    if expected.shape != got.shape:
+        return (
+            f"expected the shape {tuple(expected.shape)}{where}, got {tuple(got.shape)}"
+        )
+    if expected.dtype != got.dtype:
+        return f"expected the type {expected.dtype}{where}, got {got.dtype}"
+    if expected.requires_grad != got.requires_grad:
+        carries = "a gradient" if expected.requires_grad else "no gradient"
+        return f"the result{where} should carry {carries}"
+    one, two = expected.detach().double(), got.detach().double()
+    close = torch.isclose(one, two, tolerance, tolerance, equal_nan=True)
+    if bool(close.all()):
+        return ""
+    index = (~close).nonzero()[0].tolist()
+    at = f" at {index}{where}" if index else where
+    values = show(expected[tuple(index)].item()), show(got[tuple(index)].item())
+    return f"expected {values[0]}{at}, got {values[1]}"
+
+
+def show(value: Any) -> str:
+    """A value in few letters."""
+    text = f"{value:.5g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def a(value: Any) -> str:
+    return "nothing (None)" if value is None else f"a {type(value).__name__}"
+
+
+def compare(expected: Outcome, got: Outcome, tolerance: float) -> str:
+    """In what an outcome differs from the one expected; "" if in nothing."""
+    if expected.error is not None or got.error is not None:
+        if type(expected.error) is type(got.error):
+            return ""
+        if got.error is None:
+            assert expected.error is not None
+            return f"it should raise {type(expected.error).__name__}"
+        return f"it raises {type(got.error).__name__}"
+    if got.replaced:
+        return f"it replaces {got.replaced}"
+    if got.changed:
+        return f"it changes its {got.changed}"
+    wrong = difference(expected.value, got.value, "", tolerance)
+    if wrong or not expected.gradients:
+        return wrong
+    for name, gradient in expected.gradients.items():
+        other = got.gradients.get(name, torch.zeros_like(gradient))
+        scale = max(1.0, gradient.abs().max().item())
+        if wrong := difference(gradient / scale, other / scale, "", tolerance):
+            return f"the value is right, its gradient is not: {wrong}"
+    return ""
+
+
+# --- the verdict ------------------------------------------------------------------
+
+
+@cache
+def expected_of(exercise_id: str, seed: int) -> list[tuple[Case, Outcome]]:
+    """The cases of a seed, with what the oracle makes of each."""
+    exercise = next(one for one in exercises().values() if one.id == exercise_id)
+    return [(case, observe(exercise, None, case)) for case in exercise.cases(seed)]
+
+
+def judge(
+    exercise: Exercise, candidate: Candidate, seed: int = 0, seconds: float = SECONDS
+) -> Verdict:
+    """Is it right? If not: is it one of the traps? If not: where does it differ?"""
+    restore_libraries()
+    expectations, seen = expected_of(exercise.id, seed), []
+    for case, expected in expectations:
+        got = observe(exercise, candidate, case, seconds)
+        if isinstance(got.error, NotImplementedError):
+            return Verdict("todo")
+        if wrong := compare(expected, got, exercise.tolerance):
+            break
+        seen.append(got)
+    else:
+        return Verdict("ok")
+    if isinstance(got.error, TimeUp):
+        return Verdict(
+            "not yet", f"it is not done after {seconds:g} s: does a loop never end?"
+        )
+    cases = [case for case, _ in expectations]
+    if (number := fallen_into(exercise, candidate, cases, [*seen, got])) is not None:
+        return Verdict("not yet", exercise.traps[number].sentence, number)
+    if got.error is not None and expected.error is None:
+        return Verdict("not yet", told(got.error, candidate))
+    if got.replaced or got.changed:
+        return Verdict("not yet", f"{wrong}; work on a copy ({case.name})")
+    return Verdict("not yet", f"{wrong} ({case.name})")
+
+
+def fallen_into(
+    exercise: Exercise, candidate: Candidate, cases: list[Case], seen: list[Outcome]
+) -> int | None:
+    """The number of the trap that gives the same as the candidate on every case."""
+    left = {n: t.candidate(exercise.answer) for n, t in enumerate(exercise.traps)}
+    for i, case in enumerate(cases):
+        got = seen[i] if i < len(seen) else observe(exercise, candidate, case, 3.0)
+        for number, trap in list(left.items()):
+            if not alike(observe(exercise, trap, case, 3.0), got, exercise.tolerance):
+                del left[number]
+        if not left:
+            return None
+    return next(iter(left))
+
+
+def alike(one: Outcome, two: Outcome, tolerance: float) -> bool:
+    """Whether two outcomes are the same, errors and changed arguments included."""
+    if (one.changed, one.replaced) != (two.changed, two.replaced):
+        return False
+    if one.error is not None and two.error is not None:
+        same = type(one.error) is type(two.error)
+        return same and str(one.error) == str(two.error)
+    if set(one.gradients) != set(two.gradients):
+        return False
+    return not compare(
+        one, dataclasses.replace(two, changed="", replaced=""), tolerance
+    )
+
+
+def told(error: BaseException, candidate: Candidate) -> str:
+    """An error in one line: what, and in which line of the learner's cell."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 160 else text[:157] + "..."
+    frames = traceback.extract_tb(error.__traceback__)
+    files = {code.co_filename for code in codes(candidate)}
+    lines = [frame.lineno for frame in frames if frame.filename in files]
+    where = f" in line {lines[-1]} of the cell" if lines else ""
+    return f"it raises {type(error).__name__}{where}: {text}"
+
+
+def codes(candidate: Candidate) -> list[CodeType]:
+    """The code of a function, or of a class's methods."""
+    parts = vars(candidate).values() if isinstance(candidate, type) else [candidate]
+    return [part.__code__ for part in parts if hasattr(part, "__code__")]

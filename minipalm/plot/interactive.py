@@ -1,0 +1,86 @@
+"""Figures that a learner moves: sliders where a kernel runs, a picture where none does.
+
+    interactive(lambda lam: credit(values, lam), lam=(0.0, 1.0, 0.05))
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets
+
+from minipalm.plot.style import WIDTH, Figure
+
+# (least, most, step), with the first value as a fourth if it is not in the middle; or
+# the names to choose from
+Control = tuple[float, ...] | Sequence[str]
+
+
+class Interactive:
+    """What a cell shows by ending with it.
+
+    Attributes:
+        controls: the sliders and lists, by the names of draw's arguments.
+        view: what is shown now.
+    """
+
+    def __init__(self, draw: Callable[..., Figure | str], controls: dict[str, Control]):
+        self.draw = draw
+        self.controls = {name: widget(name, one) for name, one in controls.items()}
+        self.first = self.drawn()
+        if isinstance(self.first, str):
+            self.view = ipywidgets.HTML(self.first)
+        else:
+            width = f"{round(100 * WIDTH)}px"
+            self.view = ipywidgets.Image(value=self.first.png(), format="png")
+            self.view.layout.width = width
+        for control in self.controls.values():
+            control.observe(self.redraw, names="value")
+        self.box = ipywidgets.VBox([*self.controls.values(), self.view])
+
+    def drawn(self) -> Figure | str:
+        return self.draw(**{name: one.value for name, one in self.controls.items()})
+
+    def redraw(self, _: object = None) -> None:
+        new = self.drawn()
+        self.view.value = new if isinstance(new, str) else new.png()
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """The widget for JupyterLab; a picture, or text, for every other reader."""
+        bundle = dict(self.box._repr_mimebundle_())
+        bundle["text/plain"] = ", ".join(
+            f"{name} = {one.value}" for name, one in self.controls.items()
+        )
+        if isinstance(self.first, str):
+            bundle["text/html"] = self.first
+        else:
+            bundle["image/png"] = base64.b64encode(self.first.png()).decode()
+        return bundle
+
+
+def widget(name: str, control: Control) -> ipywidgets.Widget:
+    """A slider for numbers, a list to choose from for names."""
+    shared = {"description": name, "continuous_update": True}
+    if isinstance(control[0], str):
+        return ipywidgets.Dropdown(options=list(control), description=name)
+    low, high, step, *start = control
+    first = start[0] if start else low + round((high - low) / step / 2) * step
+    kind = (
+        ipywidgets.IntSlider
+        if all(isinstance(one, int) for one in control)
+        else ipywidgets.FloatSlider
+    )
+    return kind(value=first, min=low, max=high, step=step, **shared)
+
+
+def interactive(draw: Callable[..., Figure | str], **controls: Control) -> Interactive:
+    """A figure, or text as HTML, that is drawn again when a control moves.
+
+    Args:
+        draw: takes the controls' values by name; fast enough to follow a hand.
+        controls: name=(least, most, step) or (least, most, step, first) for numbers,
+            whole ones if all of these are; name=["one", "two"] for a choice.
+
+    On a page without a kernel the picture of the first values stands in its place.
+    """
+    return Interactive(draw, controls)

@@ -1,0 +1,118 @@
+"""The text of the lessons: short cells, plain words, no number that no cell prints."""
+
+import ast
+import re
+
+import jupytext
+import pytest
+
+from minipalm.course import ROOT
+from minipalm.course.exercise import exercises, of_lesson
+
+LESSONS = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py"))
+EVERY = [pytest.param(path, id=path.stem) for path in LESSONS]
+
+MOST_LINES = 30  # of a cell of code, what it imports from the package left out
+MOST_IMPORTS = 45
+MOST_WORDS = 80  # of a cell of text; lists and tables apart
+MOST_WORDS_IN_ALL = 2500
+SCALES = r"\b(?:smoke|full size|full-size|toy scale|scale)\b"
+ASKED = {  # headings or tags that a lesson must have
+    "what real systems do": r"what real systems do",
+    "what was left out": r"left out",
+    "further reading": r"further reading",
+    "predict": r"\bpredict",
+    "break it": r"break it",
+    "what changed": r"what changed",
+}
+
+
+def cells(path):
+    return jupytext.read(path, fmt="py:percent").cells
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def prose(text):
+    """The words of a text: no formulas, code, links, references or headings."""
+    text = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|```.*?```|`[^`]*`", " ", text, flags=re.S)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return re.sub(r"arXiv[: ]?\d{4}\.\d{4,5}", " ", text)
+
+
+def texts(path):
+    return [cell.source for cell in cells(path) if cell.cell_type == "markdown"]
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_cells_are_short(path):
+    for cell in cells(path):
+        if cell.cell_type == "markdown":
+            plain = re.sub(r"^\s*(?:[-*|]|\d+\.).*(?:\n(?![\n-]).*)*", "", prose(cell.source), flags=re.M)
+            assert len(plain.split()) <= MOST_WORDS, cell.source
+        elif not {"define", "exercise"} & set(tags(cell)):
+            body = ast.parse(cell.source).body
+            imports = all(isinstance(one, ast.Import | ast.ImportFrom) for one in body)
+            lines = len(cell.source.splitlines())
+            assert lines <= (MOST_IMPORTS if imports else MOST_LINES), cell.source
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_a_lesson_is_not_a_book(path):
+    assert sum(len(prose(text).split()) for text in texts(path)) <= MOST_WORDS_IN_ALL
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_numbers_in_prose_come_from_cells(path):
+    """A decimal, a percentage or a thousand in prose is a claim that no cell prints.
+
+    References give sections and equations; they stand in "Further reading".
+    """
+    for text in texts(path):
+        if "further reading" in text.lower():
+            continue
+        claims = re.findall(r"(?<![\w.])\d*\.\d+\b|\d+ ?%|\d{1,3},\d{3}|\d{4,}", prose(text))
+        claims = [one for one in claims if not re.fullmatch(r"20\d\d|19\d\d", one)]
+        assert not claims, f"{claims} in: {text}"
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_no_scale_is_spoken_of_outside_the_parameters(path):
+    for cell in cells(path):
+        if cell.cell_type == "code" and "parameters" not in tags(cell):
+            assert not re.search(r"[\"'](?:smoke|toy|small|full)[\"']", cell.source)
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_links_lead_somewhere(path):
+    for text in texts(path):
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if not target.startswith(("https://", "http://", "#")):
+                place = ROOT / "notebooks" / target.split("#")[0]
+                assert place.resolve().exists(), target
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_a_lesson_has_its_parts(path):
+    whole = "\n".join(texts(path)).lower()
+    missing = [name for name, part in ASKED.items() if not re.search(part, whole)]
+    assert not missing
+    code = "\n".join(cell.source for cell in cells(path) if cell.cell_type == "code")
+    assert "interactive(" in code or "interactive_" in code
+    assert "progress()" in code
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_a_lesson_asks_for_its_exercises_in_order(path):
+    asked = [
+        ast.parse(cell.source).body[0].names[0].name
+        for cell in cells(path)
+        if "exercise" in tags(cell)
+    ]
+    assert asked == [one.name for one in of_lesson(path.stem)]
+
+
+def test_the_course_has_at_least_45_exercises():
+    assert len(exercises()) >= 45
