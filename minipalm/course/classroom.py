@@ -9,25 +9,28 @@ from minipalm.course.run import STAGES
 LENDER = Path("runs/toy")  # what `./course run` has made
 
 
-def start_afresh(out: str, stage: str, scale: str = "toy") -> None:
-    """Train this stage anew, from the stages before it.
+def borrow(out: str, stages: tuple[str, ...], scale: str) -> None:
+    """Copy those stages that {out} does not have from runs/toy, at the same scale.
 
-    Removes the folder {out}/{stage}. Earlier stages that {out} does not have are copied
-    from runs/toy, if `./course run` has made them there at the same scale. What is in
-    runs/toy stays as it is.
-
-    Prints what it did. A stage that is nowhere to be had is left to the cell that needs
-    it: its error says which lesson makes it.
+    Prints where each one comes from. One that is nowhere to be had is left to the cell
+    that needs it: its error says which lesson makes it.
     """
-    folder = Path(out)
-    shutil.rmtree(folder / stage, ignore_errors=True)
-    for earlier in STAGES[: STAGES.index(stage)]:
-        if (folder / earlier / "done.json").is_file():
-            print(f"{earlier}: yours, from {folder}")
-        elif scale_of(LENDER / earlier) == scale:
-            shutil.copytree(LENDER / earlier, folder / earlier, dirs_exist_ok=True)
-            print(f"{earlier}: copied from {LENDER}")
-    print(f"{stage}: begins afresh in {folder}")
+    for stage in stages:
+        if scale_of(Path(out, stage)) is not None:
+            print(f"{stage}: from {out}")
+        elif scale_of(LENDER / stage) == scale:
+            shutil.copytree(LENDER / stage, Path(out, stage), dirs_exist_ok=True)
+            print(f"{stage}: copied from {LENDER}")
+
+
+def start_afresh(out: str, stage: str, scale: str) -> None:
+    """Train this stage anew in {out}/{stage}, from the stages before it (see `borrow`).
+
+    What `./course run` has made in runs/toy stays as it is.
+    """
+    if Path(out) != LENDER:
+        shutil.rmtree(Path(out, stage), ignore_errors=True)
+    borrow(out, STAGES[: STAGES.index(stage)], scale)
 
 
 def scale_of(stage: Path) -> str | None:
