@@ -22,7 +22,16 @@ def response_ids(tokenizer: Tokenizer, response: str) -> list[int]:
 
 
 def text_stream(tokenizer: Tokenizer, texts: Iterable[str]) -> Int[Tensor, "N"]:
-    """All texts end to end, each between <bos> and <eos>."""
+    """All texts end to end in one row of int64, each between <bos> and <eos>.
+
+    Args:
+        tokenizer: `encode(text)` gives a text's ids without special ones; `bos_id` and
+            `eos_id` are those of <bos> and <eos>.
+        texts: in the order in which they shall stand.
+
+    With a = 3 and fox = 4, ["fox", "a fox"] becomes [1, 4, 2, 1, 3, 4, 2]; no text at
+    all becomes an empty row.
+    """
     ids: list[int] = []
     for text in texts:
         ids += [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
@@ -49,11 +58,29 @@ def hold_out_stream(
 def pad_left(rows: Sequence[Sequence[int]], width: int) -> Padded:
     """Ids at the right end of rows of `width`, and True where they stand.
 
+    Args:
+        rows: N lists of ids, none longer than width; a list may be empty.
+        width: T, columns of the result.
+
+    Returns:
+        ids, int64, with 0 where nothing stands, and the mask. The mask comes from the
+        lengths: an id of 0 inside a row is an id like any other.
+
     Raises:
-        ValueError: a row is longer than width.
+        ValueError: a row is longer than width; none is cut.
+
+    `pad_left([[7, 8], [9]], 3)` is `[[0, 7, 8], [0, 0, 9]]` and
+    `[[False, True, True], [False, False, True]]`.
     """
-    ids, mask = pad_right([row[::-1] for row in rows], width)
-    return ids.flip(1), mask.flip(1)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for n, row in enumerate(rows):
+        if len(row) > width:
+            raise ValueError(f"row {n} has {len(row)} tokens, and room is for {width}")
+        start = width - len(row)  # not -len(row): an empty row starts at the end
+        ids[n, start:] = torch.tensor(row, dtype=torch.long)
+        mask[n, start:] = True
+    return ids, mask
 
 
 def pad_right(rows: Sequence[Sequence[int]], width: int) -> Padded:
@@ -62,11 +89,5 @@ def pad_right(rows: Sequence[Sequence[int]], width: int) -> Padded:
     Raises:
         ValueError: a row is longer than width.
     """
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for n, row in enumerate(rows):
-        if len(row) > width:
-            raise ValueError(f"row {n} has {len(row)} tokens, and room is for {width}")
-        ids[n, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[n, : len(row)] = True
-    return ids, mask
+    ids, mask = pad_left([row[::-1] for row in rows], width)
+    return ids.flip(1), mask.flip(1)

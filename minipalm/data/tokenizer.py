@@ -12,7 +12,6 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -21,9 +20,8 @@ from minipalm.data.bpe import (
     FIRST_BYTE_ID,
     FIRST_MERGE_ID,
     Pair,
-    byte_ids,
+    encode_chunk,
     learn_merges,
-    merge,
 )
 from minipalm.data.files import write_text
 
@@ -130,15 +128,8 @@ class BytePairTokenizer(Tokenizer):
         ids: list[int] = []
         for chunk in CHUNK.findall(text):
             if chunk not in self._cache:
-                self._cache[chunk] = self._encode_chunk(chunk)
+                self._cache[chunk] = encode_chunk(chunk, self.rank)
             ids += self._cache[chunk]
-        return ids
-
-    def _encode_chunk(self, chunk: str) -> list[int]:
-        ids = byte_ids(chunk)
-        while known := [pair for pair in pairwise(ids) if pair in self.rank]:
-            first = min(known, key=lambda pair: self.rank[pair])
-            ids = merge(ids, first, FIRST_MERGE_ID + self.rank[first])
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
