@@ -1,18 +1,12 @@
 """Attention with any number of key/value heads, and the mask that goes with it."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-# Not cuDNN's kernel: it can return wrong gradients without an error when the
-# gradient of its output is a column slice of a wider tensor.
-BACKENDS = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 
 
 def attention_mask(
@@ -25,10 +19,16 @@ def attention_mask(
     and no softmax is empty.
 
     Args:
-        queries: segments of the last T tokens of the row.
+        queries: segments of the last T tokens of the row: query t stands at the place
+            S - T + t.
         keys: segments of all S >= T tokens so far, those of the queries included.
 
-    Example: keys (0, 1, 1, 2) as queries let token 2 see tokens 1 and 2 only.
+    Returns:
+        True where query t of row b may see key s; on the device of keys.
+
+    Example: keys (0, 1, 1, 2). As queries, all four of them: token 2 sees tokens 1 and
+    2 only, token 3 itself only. With queries (1, 2), the last two tokens, the mask has
+    two rows: False True True False, and False False False True.
     """
     T, S = queries.shape[1], keys.shape[1]
     row = torch.arange(S - T, S, device=keys.device)[:, None]
@@ -45,15 +45,59 @@ def attention(
     """softmax(q kᵀ / √K) v, where H query heads share G key/value heads.
 
     G = 1 is multi-query, G = H multi-head, anything between grouped-query attention:
-    query head h reads key/value head h // (H/G).
+    query head h reads key/value head h // (H/G). What a query may not see gets the
+    weight 0, and the weights of what it may see sum to 1.
 
     Args:
-        q, k, v: rotated queries and keys, and values. H is a multiple of G.
-        mask: True where a query may see a key; it is never later than the query. None
-            for plain causal: the queries are the last T of S tokens.
+        q, k, v: rotated queries and keys, and values. H is a multiple of G. All three
+            carry gradient.
+        mask: True where a query may see a key; the same for all heads. Every query sees
+            at least one key, and none is later than the query. None for plain causal:
+            the queries are the last T of S tokens, and each sees itself and all before.
+
+    Example: K = 4, a query (2, 0, 0, 0), keys (1, 0, 0, 0) and (0, 0, 0, 0), both to be
+    seen, values of 1s and of 0s. The scores are 2/√4 = 1 and 0, the weights .731 and
+    .269, the result is (.731, .731, .731, .731).
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1; Shazeer 2019 (arXiv
     1911.02150), section 3, for G = 1; Ainslie et al. 2023 (arXiv 2305.13245) between.
+    """
+    H, T, K = q.shape[1:]
+    G, S = k.shape[1:3]
+    if mask is None:
+        mask = torch.ones(1, T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
+    scores = q @ k.mT / math.sqrt(K)
+    weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1)
+    return weights @ v
+
+
+# --- the same, faster ---------------------------------------------------------------
+
+# Not cuDNN's kernel: it can return wrong gradients without an error when the
+# gradient of its output is a column slice of a wider tensor.
+BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def fused_attention(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S K"],
+    mask: Bool[Tensor, "B T S"] | None = None,
+) -> Float[Tensor, "B H T K"]:
+    """The numbers of `attention` by PyTorch's own kernels, with nothing copied.
+
+    The T·S scores of a head never stand in memory all at once: a kernel goes through
+    them in tiles. This is what the network calls.
+
+    Args:
+        q, k, v, mask: see `attention`.
+
+    Source: Dao et al. 2022, FlashAttention (arXiv 2205.14135), for the tiles.
     """
     B, H, T, K = q.shape
     G, S = k.shape[1], k.shape[2]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from minipalm.config import PaLMConfig
-from minipalm.model.attention import attention
+from minipalm.model.attention import fused_attention
 from minipalm.model.cache import KVCache
 from minipalm.model.rope import rotate
 from minipalm.model.swiglu import swiglu
@@ -24,7 +24,20 @@ def split_heads(
 ]:
     """Cut C = (H + 2G)·K columns into rotated queries, rotated keys, and values.
 
-    With the 2G·K columns of keys and values alone, there are no queries: H is 0.
+    The columns stand in this order: H queries of K columns each, G keys, G values.
+
+    Args:
+        qkv: what the input projection gives for each token.
+        config: H is heads, G is kv_heads, K is head_dim.
+        rope: cosine and sine for the tokens of qkv; `rotate(x, *rope)` turns queries or
+            keys of shape "B heads T K". Values are not turned.
+
+    Returns:
+        queries, keys, values. With the 2G·K columns of keys and values alone, there are
+        no queries: H is 0.
+
+    Example: heads 2, kv_heads 1, head_dim 4: columns 0 to 3 are the first query, 4 to 7
+    the second, 8 to 11 the key, 12 to 15 the value.
     """
     G = config.kv_heads
     heads = rearrange(qkv, "B T (heads K) -> B heads T K", K=config.head_dim)
@@ -71,23 +84,36 @@ class ParallelBlock(nn.Module):
             layer: the number of this one.
             last: L, how many tokens at the end of x to go on with; None for all.
         """
-        h = self.norm(x)
-        begin = 0 if last is None else x.shape[1] - last
-        late = [part[:, :, begin:] for part in rope]
-        qkv, gate, up = self.w_in(h[:, begin:]).split(self.widths, dim=-1)
-        q, k, v = split_heads(qkv, self.config, (late[0], late[1]))
-        if begin:  # the tokens before are only looked at: keys and values will do
-            queries = self.config.heads * self.config.head_dim
-            kv = F.linear(h[:, :begin], self.w_in.weight[queries : self.widths[0]])
-            early = (rope[0][:, :, :begin], rope[1][:, :, :begin])
-            _, k_early, v_early = split_heads(kv, self.config, early)
-            k, v = torch.cat([k_early, k], 2), torch.cat([v_early, v], 2)
+        if last is None:
+            return self.all_tokens(x, rope, mask, cache, layer)
+        return last_of_parallel(self, x, rope, mask, cache, layer, last)
+
+    def all_tokens(
+        self,
+        x: Float[Tensor, "B T D"],
+        rope: Rotations,
+        mask: Bool[Tensor, "B T S"] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "B T D"]:
+        """x + attention(norm(x)) + swiglu(norm(x)), for all T tokens.
+
+        One product, `self.w_in`, gives the columns q, k, v | gate | up, whose widths
+        are `self.widths`; `split_heads` makes heads of the first. Use
+        `fused_attention`, the fast twin of `attention`. Its heads, side by side in a
+        row of H·K columns a token, go through `self.w_attention`;
+        `swiglu(gate, up)` goes through `self.w_feedforward`.
+
+        With a cache, `cache.extend(layer, k, v)` keeps the new keys and values and
+        gives those of all tokens so far: attention reads these.
+        """
+        qkv, gate, up = self.w_in(self.norm(x)).split(self.widths, dim=-1)
+        q, k, v = split_heads(qkv, self.config, rope)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        seen = None if mask is None else mask[:, begin:]
-        heads = rearrange(attention(q, k, v, seen), "B H T K -> B T (H K)")
+        heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
         y = self.w_attention(heads) + self.w_feedforward(swiglu(gate, up))
-        return x[:, begin:] + y
+        return x + y
 
 
 class SerialBlock(nn.Module):
@@ -120,20 +146,51 @@ class SerialBlock(nn.Module):
         last: int | None = None,
     ) -> Float[Tensor, "B L D"]:
         """The arguments of ParallelBlock."""
+        if last is None:
+            return self.all_tokens(x, rope, mask, cache, layer)
+        return last_of_serial(self, x, rope, mask, cache, layer, last)
+
+    def all_tokens(
+        self,
+        x: Float[Tensor, "B T D"],
+        rope: Rotations,
+        mask: Bool[Tensor, "B T S"] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "B T D"]:
+        """y = x + attention(norm(x)), then y + swiglu(norm'(y)), for all T tokens.
+
+        `self.w_qkv` gives the columns q, k, v for `split_heads`; `self.w_gate_up` gives
+        gate and up side by side, M columns each. The first reads
+        `self.attention_norm`, the second `self.feedforward_norm`. All else, the cache
+        included, is as in ParallelBlock.
+        """
         q, k, v = split_heads(self.w_qkv(self.attention_norm(x)), self.config, rope)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        heads = rearrange(attention(q, k, v, mask), "B H T K -> B T (H K)")
+        heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
         x = x + self.w_attention(heads)
-        x = x if last is None else x[:, -last:]
         gate, up = self.w_gate_up(self.feedforward_norm(x)).chunk(2, dim=-1)
         return x + self.w_feedforward(swiglu(gate, up))
 
 
 @torch.no_grad()
 def init_block(block: nn.Module, depth: int, generator: torch.Generator | None) -> None:
-    """Draw a block's matrices from N(0, 1/fan_in); those that write to the residual
-    stream are divided by √depth besides, so that the sum over layers keeps its size.
+    """Draw a block's matrices from N(0, 1/fan_in): standard deviation 1/√fan_in.
+
+    Those that write to the residual stream, `w_attention` and `w_feedforward`, are
+    divided by √depth besides, so that the sum over layers keeps its size. The weights
+    of norms stay 1.
+
+    Args:
+        block: a ParallelBlock or a SerialBlock; changed in place, without a gradient.
+            Its matrices lie as in nn.Linear: rows for outputs, columns for inputs, and
+            fan_in is the number of inputs.
+        depth: how many blocks write to the same residual stream.
+        generator: draws the numbers; None for torch's global one.
+
+    Example: D = 64, M = 256, depth 4: `w_in` gets a standard deviation of 1/8,
+    `w_feedforward` of 1/32.
     """
     for name, weight in block.named_parameters():
         if weight.dim() == 2:
@@ -141,3 +198,56 @@ def init_block(block: nn.Module, depth: int, generator: torch.Generator | None) 
             if name.startswith(("w_attention", "w_feedforward")):
                 std /= math.sqrt(depth)
             weight.normal_(0.0, std, generator=generator)
+
+
+# --- the last tokens only ------------------------------------------------------------
+
+
+def last_of_parallel(
+    block: ParallelBlock,
+    x: Float[Tensor, "B T D"],
+    rope: Rotations,
+    mask: Bool[Tensor, "B T S"] | None,
+    cache: KVCache | None,
+    layer: int,
+    last: int,
+) -> Float[Tensor, "B L D"]:
+    """The last L tokens of `all_tokens`: of those before, keys and values will do."""
+    config, begin = block.config, x.shape[1] - last
+    if begin == 0:
+        return block.all_tokens(x, rope, mask, cache, layer)
+    cosine, sine = rope
+    early = cosine[:, :, :begin], sine[:, :, :begin]
+    late = cosine[:, :, begin:], sine[:, :, begin:]
+    h = block.norm(x)
+    qkv, gate, up = block.w_in(h[:, begin:]).split(block.widths, dim=-1)
+    q, k, v = split_heads(qkv, config, late)
+    queries = config.heads * config.head_dim
+    kv = F.linear(h[:, :begin], block.w_in.weight[queries : block.widths[0]])
+    _, k_early, v_early = split_heads(kv, config, early)
+    k, v = torch.cat([k_early, k], 2), torch.cat([v_early, v], 2)
+    if cache is not None:
+        k, v = cache.extend(layer, k, v)
+    seen = None if mask is None else mask[:, begin:]
+    heads = rearrange(fused_attention(q, k, v, seen), "B H T K -> B T (H K)")
+    y = block.w_attention(heads) + block.w_feedforward(swiglu(gate, up))
+    return x[:, begin:] + y
+
+
+def last_of_serial(
+    block: SerialBlock,
+    x: Float[Tensor, "B T D"],
+    rope: Rotations,
+    mask: Bool[Tensor, "B T S"] | None,
+    cache: KVCache | None,
+    layer: int,
+    last: int,
+) -> Float[Tensor, "B L D"]:
+    """The last L tokens of `all_tokens`: only these go on to the feed-forward."""
+    q, k, v = split_heads(block.w_qkv(block.attention_norm(x)), block.config, rope)
+    if cache is not None:
+        k, v = cache.extend(layer, k, v)
+    heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
+    x = (x + block.w_attention(heads))[:, -last:]
+    gate, up = block.w_gate_up(block.feedforward_norm(x)).chunk(2, dim=-1)
+    return x + block.w_feedforward(swiglu(gate, up))

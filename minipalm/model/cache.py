@@ -30,7 +30,20 @@ class KVCache:
     ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]:
         """Write T new tokens of a layer; return all S = length + T of that layer.
 
-        The length changes with `advance`, once all layers have written.
+        Keys go to `self.keys[layer]`, values to `self.values[layer]`, both of shape
+        "B G size K", behind the `length` tokens that are there. The length itself stays
+        as it is: all layers write at the same place, and `advance` moves it once they
+        have.
+
+        Args:
+            layer: from 0.
+            k, v: of the new tokens; keys already rotated.
+
+        Returns:
+            keys and values of this layer, the earlier tokens first; what is not yet
+            written is left out.
+
+        Example: length 5 and T = 1 write place 5 and return places 0 to 5.
         """
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
@@ -50,3 +63,21 @@ class KVCache:
         """Drop all rows of the batch but these (some answers have ended)."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.segments = self.segments[rows]
+
+
+def cache_bytes(config: PaLMConfig, batch: int, tokens: int, each: int = 2) -> int:
+    """Bytes that the keys and values of `tokens` tokens of a batch take.
+
+    Every layer keeps a key and a value of width K for each key/value head, however many
+    query heads read them.
+
+    Args:
+        config: of the network: depth, kv_heads, head_dim.
+        batch: rows.
+        tokens: of a row.
+        each: bytes of a number: 2 for bfloat16, 4 for float32.
+
+    Example: depth 32, one key/value head of width 64: 8192 bytes a token of a row.
+    """
+    a_layer = config.kv_heads * config.head_dim
+    return 2 * config.depth * a_layer * batch * tokens * each

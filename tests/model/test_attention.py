@@ -12,10 +12,13 @@ from minipalm.model.attention import (
     attention,
     attention_in_blocks,
     attention_mask,
+    fused_attention,
 )
-from tests.small import seeded
+from minipalm.model.cache import KVCache, cache_bytes
+from tests.small import seeded, small_config
 
 B, H, K = 2, 4, 3
+FORMS = [attention, fused_attention]
 
 
 def random_case(T, S, G, seed=0):
@@ -49,24 +52,26 @@ def attention_by_hand(q, k, v, mask):
     return out
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("G", [1, 2, H])
 @pytest.mark.parametrize("T, S", [(5, 5), (2, 7), (1, 6)])
-def test_attention_equals_a_loop_over_heads_and_queries(G, T, S):
+def test_attention_equals_a_loop_over_heads_and_queries(form, G, T, S):
     q, k, v = random_case(T, S, G)
     mask = some_mask(T, S)
     expected = attention_by_hand(q, k, v, mask)
-    torch.testing.assert_close(attention(q, k, v, mask), expected)
+    torch.testing.assert_close(form(q, k, v, mask), expected)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("G", [1, 2, H])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_has_the_values_and_gradients_of_pytorchs_own(G, masked):
+def test_attention_has_the_values_and_gradients_of_pytorchs_own(form, G, masked):
     T = 70  # more than one block of queries
     mask = some_mask(T, T) if masked else torch.ones(B, T, T).bool().tril()
     ours = [x.requires_grad_() for x in random_case(T, T, G)]
     theirs = [x.detach().clone().requires_grad_() for x in ours]
     g = torch.randn(B, H, T, K, generator=seeded(3))
-    out = attention(*ours, mask if masked else None)
+    out = form(*ours, mask if masked else None)
     out.backward(g)
     with sdpa_kernel(SDPBackend.MATH):
         q, k, v = theirs
@@ -87,17 +92,19 @@ def test_the_size_of_a_block_changes_nothing(size):
         torch.testing.assert_close(blocks, attention_by_hand(q, k, v, mask))
 
 
-def test_without_a_mask_the_queries_are_the_last_tokens():
+@pytest.mark.parametrize("form", FORMS)
+def test_without_a_mask_the_queries_are_the_last_tokens(form):
     q, k, v = random_case(3, 8, G=2)
     mask = torch.ones(B, 3, 8, dtype=torch.bool).tril(5)
-    torch.testing.assert_close(attention(q, k, v), attention_by_hand(q, k, v, mask))
+    torch.testing.assert_close(form(q, k, v), attention_by_hand(q, k, v, mask))
 
 
-def test_one_query_head_reads_the_key_head_of_its_own_group():
+@pytest.mark.parametrize("form", FORMS)
+def test_one_query_head_reads_the_key_head_of_its_own_group(form):
     q, k, v = random_case(4, 4, G=2)
-    before = attention(q, k, v)
+    before = form(q, k, v)
     v[:, 1] += 1  # the second group: query heads 2 and 3
-    moved = (attention(q, k, v) - before).abs().amax((0, 2, 3)) > 0
+    moved = (form(q, k, v) - before).abs().amax((0, 2, 3)) > 0
     assert moved.tolist() == [False, False, True, True]
 
 
@@ -120,9 +127,17 @@ def test_every_query_sees_itself_so_padding_gives_no_nan():
     mask = attention_mask(segments, segments)
     assert mask.diagonal(dim1=1, dim2=2).all()
     q, k, v = random_case(4, 4, G=1)
-    assert attention(q, k, v, mask).isfinite().all()
+    for form in FORMS:
+        assert form(q, k, v, mask).isfinite().all()
 
 
 def test_cudnns_kernel_is_never_chosen():
     assert SDPBackend.CUDNN_ATTENTION not in BACKENDS
     assert SDPBackend.MATH in BACKENDS  # there is always one that can
+
+
+def test_a_cache_has_as_many_bytes_as_counted():
+    config = small_config(depth=3, kv_heads=2)
+    cache = KVCache(config, batch=4, size=9, like=torch.zeros(1))
+    held = cache.keys.nbytes + cache.values.nbytes
+    assert cache_bytes(config, batch=4, tokens=9, each=4) == held
