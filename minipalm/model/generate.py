@@ -36,14 +36,19 @@ def sampling_law(
 
     Args:
         logits: from the model.
-        temperature: divides the logits; 0 puts all probability on the largest.
+        temperature: divides the logits; 0 puts all probability on the largest (and
+            shares it among equals), whatever the filters say.
         top_k: keep the k most probable tokens (ties at the edge are all kept).
         top_p: keep the fewest most probable tokens that together have at least
             probability p, 0 < p <= 1.
 
-    Tokens that are not kept have log-probability minus infinity, and the rest is
-    normalised again: then a policy and its samples do not follow the same law, so RLHF
-    samples without filters.
+    Each filter works on the law that the one before has left: temperature, then top_k,
+    then top_p. Tokens that are not kept have log-probability minus infinity, and the
+    rest is normalised again: then a policy and its samples do not follow the same law,
+    so RLHF samples without filters.
+
+    Example: probabilities (.5, .3, .2) with top_p=.6 become (.625, .375, 0), since the
+    first token alone does not reach .6.
 
     Raises:
         ValueError: an argument out of its range.
@@ -88,6 +93,10 @@ def generate(
 ) -> Sampled:
     """Answer each prompt until its end-of-sequence token, or for max_new_tokens.
 
+    Each row is drawn as if it were alone: its padding is not seen, other rows' ends do
+    not end it. The plain form asks the model about the whole row for every token; with
+    a `KVCache` only the newest token is computed. Both draw from the same law.
+
     Args:
         prompts: left-padded, so that all answers begin in the same column.
         prompt_mask: True where a prompt token stands. At least one a row.
@@ -97,7 +106,10 @@ def generate(
         temperature, top_k, top_p: see `sampling_law`.
 
     Returns:
-        the answers; T is max_new_tokens, whatever the longest answer is.
+        the answers; T is max_new_tokens, whatever the longest answer is. No gradient.
+
+    Example: prompts of shape (4, 9) and max_new_tokens=26 give three tensors (4, 26);
+    a row that draws eos_id as third token has True three times in its mask.
 
     Raises:
         ValueError: a prompt is not left-padded, or is empty.

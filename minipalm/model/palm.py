@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minipalm.config import PaLMConfig
 from minipalm.model.attention import attention_mask
-from minipalm.model.block import ParallelBlock, SerialBlock, init_block
+from minipalm.model.block import ParallelBlock, Rotations, SerialBlock, init_block
 from minipalm.model.cache import KVCache
 from minipalm.model.rope import rotations
 
@@ -48,33 +48,17 @@ class PaLM(nn.Module):
             for one in self.blocks:
                 init_block(one, config.depth, generator)
 
-    def hidden(
+    def places(
         self,
         ids: Int[Tensor, "B T"],
         segments: Int[Tensor, "B T"] | None = None,
         positions: Int[Tensor, "B T"] | None = None,
         cache: KVCache | None = None,
-        last: int | None = None,
-    ) -> Float[Tensor, "B L D"]:
-        """The normalised state after the last block, one a token.
+    ) -> tuple[Bool[Tensor, "B T S"] | None, Rotations]:
+        """What each token may see, and how far RoPE turns it; arguments of `hidden`.
 
-        Args:
-            ids: tokens.
-            segments: 0 for padding, 1, 2, ... for texts packed into one row; a token
-                sees its own text only. None: one text a row, no padding.
-            positions: places for RoPE. None: the number of earlier tokens seen, which
-                is right for left padding and for packed rows alike.
-            cache: earlier tokens of the same rows; the new ones are added to it.
-            last: L, from 1 to T: how many tokens at the end of the rows are asked for;
-                the last block leaves out what only the others need. None for all.
-
-        Raises:
-            ValueError: last is out of its range.
+        The segments are noted in the cache, where there is one.
         """
-        if last is not None and not 1 <= last <= ids.shape[1]:
-            raise ValueError(
-                f"last must be from 1 to the {ids.shape[1]} tokens of a row: {last}"
-            )
         mask = None
         if segments is not None or cache is not None:
             new = torch.ones_like(ids) if segments is None else segments
@@ -85,7 +69,44 @@ class PaLM(nn.Module):
                 positions = torch.arange(ids.shape[1], device=ids.device)[None]
             else:
                 positions = mask.sum(-1) - 1
-        rope = rotations(positions, self.config.head_dim, self.config.rope_base)
+        return mask, rotations(positions, self.config.head_dim, self.config.rope_base)
+
+    def hidden(
+        self,
+        ids: Int[Tensor, "B T"],
+        segments: Int[Tensor, "B T"] | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
+        cache: KVCache | None = None,
+        last: int | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """The normalised state after the last block, one a token.
+
+        From `self.embedding` through `self.blocks` to `self.norm`; `self.places` says
+        what each token sees and how far it is turned. A block is called as
+        block(x, rope, mask, cache, layer, last), layers counted from 0.
+
+        Args:
+            ids: tokens.
+            segments: 0 for padding, 1, 2, ... for texts packed into one row; a token
+                sees its own text only. None: one text a row, no padding.
+            positions: places for RoPE. None: the number of earlier tokens seen, which
+                is right for left padding and for packed rows alike.
+            cache: earlier tokens of the same rows. Each block adds the new ones;
+                `cache.advance(T)` follows once, when all blocks have.
+            last: L, from 1 to T: how many tokens at the end of the rows are asked for;
+                the last block leaves out what only the others need, and no block
+                before it may. None for all.
+
+        Example: ids of shape (2, 5) and dim 48 give (2, 5, 48), with last=1 (2, 1, 48).
+
+        Raises:
+            ValueError: last is out of its range.
+        """
+        if last is not None and not 1 <= last <= ids.shape[1]:
+            raise ValueError(
+                f"last must be from 1 to the {ids.shape[1]} tokens of a row: {last}"
+            )
+        mask, rope = self.places(ids, segments, positions, cache)
         x = self.embedding(ids)
         for layer, block in enumerate(self.blocks):
             end = layer == len(self.blocks) - 1
@@ -114,6 +135,7 @@ def count_parameters(config: PaLMConfig) -> int:
 
     A layer has D·(H + 2G)·K for q, k, v, D·2M for gate and up, H·K·D and M·D for the
     two ways out, D for its norm; the model adds V·D (tied) and D for the last norm.
+    H, G, K, M and V are heads, kv_heads, head_dim, ff_dim and vocab_size.
 
     Example: dim 4096, depth 32, heads 16, head_dim 64, vocabulary 256: 6.729 billion.
     """

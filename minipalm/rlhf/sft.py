@@ -43,6 +43,19 @@ def fill_rows(rows: Sequence[Sequence[Example]], width: int) -> Rows:
 
     A prompt has at least one token, <bos>: the first token of a response must have one
     before it, of its own example, that predicts it.
+
+    Args:
+        rows: the examples of each row, in order; together they fit into `width`.
+        width: T, tokens of a row.
+
+    Returns:
+        ids and segments int64, 0 at padding; mask is True at a response's own tokens,
+        its <eos> included, and not where they are predicted.
+
+    Example: the row [([1, 5], [6, 2]), ([1], [7, 2])] at width 8 has
+    ids       1 5 6 2 1 7 2 0
+    segments  1 1 1 1 2 2 2 0
+    mask      0 0 1 1 0 1 1 0
     """
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     segments = torch.zeros_like(ids)
@@ -71,8 +84,14 @@ def pack_examples(examples: Sequence[Example], width: int) -> Rows:
     and positions start again with each. It only leaves less padding to compute.
 
     Args:
-        examples: longest first gives the fullest rows; the order within is kept.
+        examples: taken in their order, into the first row with room; longest first
+            would give the fullest rows, and is left to the caller.
         width: tokens of a row.
+
+    Returns:
+        the rows as `fill_rows` lays them out; none at all if there are no examples.
+
+    Example: lengths 7, 6, 2, 3 and width 9 give two rows, 7 + 2 and 6 + 3.
 
     Raises:
         ValueError: an example is longer than a row.
@@ -107,14 +126,19 @@ def sft_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of the response tokens, given all before them, in nats.
 
-    Prompt and padding neither count nor get logits: their hidden states never reach
-    the head.
+    A token at t + 1 with mask True is predicted from the state at t, which has seen its
+    own example only: `model.hidden` takes the segments. Prompt and padding neither
+    count nor need logits: their states need not reach the head, `model.logits`.
 
     Args:
         model: the policy to be trained; the gradient goes to all of it.
         rows: padded or packed demonstrations.
         total: number of response tokens to average over; by default those of `rows`.
             Under gradient accumulation, those of the whole batch.
+
+    Returns:
+        the sum over response tokens divided by `total`, float32: one mean over tokens,
+        not a mean of the rows' means.
 
     Example: a model that knows nothing has a loss near log V.
 

@@ -15,12 +15,20 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of each token given those before it in its row, nats.
 
-    Position t predicts token t + 1, so a row of T tokens asks T − 1 questions.
+    Position t predicts token t + 1, so B rows of T tokens ask B · (T − 1)
+    questions.
+    Every token counts, token 0 too.
 
     Args:
+        model: `model(ids)` are logits, B T V; the gradient goes to all of it.
         ids: rows without padding.
         total: number of questions to average over; by default those of ids. Under
             gradient accumulation, those of the whole batch.
+
+    Returns:
+        the mean in float32, also of a bfloat16 model.
+
+    Example: a model that gives every token the same logit has the loss log V.
     """
     logits = model(ids[:, :-1]).flatten(0, 1).float()
     targets = ids[:, 1:].flatten()

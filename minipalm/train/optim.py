@@ -18,7 +18,18 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW whose weight decay leaves vectors (norms, biases) alone.
 
-    The learning rate is set before each step, see `set_lr`.
+    Two groups of weights, the decayed one first: a matrix (two axes or more) is pulled
+    to 0, a vector is not, since a norm's scale is meant to be near 1. Weights that need
+    no gradient are in neither.
+
+    Args:
+        model: whose weights are trained.
+        weight_decay: of the matrices; 0.1 takes lr · 10 % of a weight at each step.
+        betas: memory of Adam's two moving averages.
+        eps: added to the root in Adam's denominator.
+
+    Returns:
+        the optimizer, at learning rate 0: `set_lr` sets it before each step.
 
     Source: Loshchilov and Hutter 2017 (arXiv 1711.05101), algorithm 2.
     """
@@ -36,8 +47,9 @@ def lr_scale(step: int, steps: int, warmup: float, final: float) -> float:
     Args:
         step: from 1.
         steps: of the whole run.
-        warmup: share of the steps that the rise takes; the last of them has the peak.
-        final: share of the peak that the last step has.
+        warmup: share of the steps that the rise takes, rounded to whole steps, one at
+            least; the last of them has the peak.
+        final: share of the peak that the last step has, where the rise leaves one.
 
     Example: 100 steps, warmup .1, final .1: .1 at step 1, 1 at step 10, .1 at step 100.
     """
@@ -69,7 +81,17 @@ def batch_rows(n: int, batch_size: int, step: int, seed: int) -> Int[Tensor, "B"
     """The rows of a step, counted from 1: all n once an epoch, in an order of its own.
 
     A function of step and seed alone, so a resumed run sees the rows that it would have
-    seen. A batch may span the end of an epoch.
+    seen. A batch may span the end of an epoch, or several. torch's global random state
+    is neither read nor changed.
+
+    Args:
+        n: rows there are.
+        batch_size: B, rows of a step.
+        step: from 1; step 2 goes on where step 1 has ended.
+        seed: another one has other orders, at no epoch those of this one.
+
+    Example: n = 4, batch_size = 3: the first four numbers of steps 1 and 2 together are
+    0, 1, 2, 3 in some order, so are the next four.
 
     Raises:
         ValueError: there is nothing to learn from.

@@ -1,10 +1,50 @@
 """Supervised fine-tuning, as a loop."""
 
+import torch
+
 from minipalm.config import OptimConfig
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.sft import Rows, sft_loss
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
 from minipalm.train.run import Run, progress
+
+
+def sft_step(
+    model: PaLM,
+    optimizer: torch.optim.Optimizer,
+    rows: Rows,
+    config: OptimConfig,
+    step: int,
+) -> tuple[float, float]:
+    """One step of fine-tuning on a batch, in parts that fit into memory.
+
+    The gradients of the parts add up to that of the whole batch, so how it is cut
+    changes nothing. Then one step as `optimizer_step` does it: clip the gradient, set
+    the rate of this step, step, and leave no gradient behind.
+
+    Args:
+        model: changed in place, once.
+        optimizer: of all its weights.
+        rows: the batch; moved to the model's device part by part.
+        config: `micro_batch` says how many rows a part has at most, 0 for all; the rest
+            is for `optimizer_step`.
+        step: from 1.
+
+    Returns:
+        `sft_loss` of the batch before the step, in nats a response token, and the norm
+        of its gradient before clipping.
+
+    Example: four rows with 2, 4, 6 and 8 response tokens and micro_batch=2 are two
+    backward passes; both divide by 20.
+    """
+    device = model.embedding.weight.device
+    total = rows.mask.sum().to(device)
+    loss = 0.0
+    for part in micro_batches(torch.arange(len(rows)), config.micro_batch):
+        partial = sft_loss(model, rows[part].to(device), total)
+        partial.backward()
+        loss += partial.item()
+    return loss, optimizer_step(model, optimizer, config, step)
 
 
 def train_sft(
@@ -28,19 +68,12 @@ def train_sft(
     Raises:
         TrainingError: the loss is no number any more.
     """
-    device = model.embedding.weight.device
     optimizer = adamw(model, config.weight_decay, config.betas)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
     for step, bar in progress(start, config.steps, run.name):
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
-        total = rows.mask[chosen].sum().to(device)
-        loss = 0.0
-        for part in micro_batches(chosen, config.micro_batch):
-            partial = sft_loss(model, rows[part].to(device), total)
-            partial.backward()
-            loss += partial.item()
-        norm = optimizer_step(model, optimizer, config, step)
+        loss, norm = sft_step(model, optimizer, rows[chosen], config, step)
         run.check_finite(step, loss=loss, grad_norm=norm)
         run.log(step, loss=loss, grad_norm=norm)
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
