@@ -10,6 +10,7 @@ from torch import Tensor
 from minipalm.config import PPOConfig
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.critic import Critic
+from minipalm.rlhf.gae import explained_variance
 from minipalm.rlhf.kl import KLController
 from minipalm.rlhf.ppo import ppo_update
 from minipalm.rlhf.rollout import Reward, Rollout, collect
@@ -26,20 +27,17 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
         length: tokens, the end-of-sequence token included.
         unfinished: share of answers without one.
         entropy: −log π of the sampled tokens, nats a token.
-        explained_variance: 1 − Var(R − V) / Var(R) of the critic, before the update;
-            1 is perfect, 0 no better than a constant.
+        explained_variance: of the critic before the update, see `explained_variance`.
     """
     mask = rollout.mask
     finished = (mask & (rollout.responses == eos_id)).any(1)
-    errors = (rollout.returns - rollout.values)[mask]
-    spread = rollout.returns[mask].var(correction=0).clamp(min=1e-8)
     return {
         "score": rollout.scores.mean().item(),
         "kl": (rollout.logprobs - rollout.ref_logprobs).sum(1).mean().item(),
         "length": mask.sum(1).float().mean().item(),
         "unfinished": 1 - finished.float().mean().item(),
         "entropy": -(rollout.logprobs.sum() / mask.sum()).item(),
-        "explained_variance": 1 - (errors.var(correction=0) / spread).item(),
+        "explained_variance": explained_variance(rollout.values, rollout.returns, mask),
     }
 
 

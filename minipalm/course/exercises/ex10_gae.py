@@ -1,16 +1,195 @@
-"""Lesson 10: advantages, and their whitening."""
+"""Lesson 10: surprises, advantages, their whitening, and what the critic foresaw."""
 
 import torch
 from torch import Tensor
 
 from minipalm.course.exercise import Case, Exercise, Trap, Twin
-from minipalm.rlhf.gae import gae, whiten
-
-# --- 10.1 gae -----------------------------------------------------------------------
+from minipalm.rlhf.gae import deltas, explained_variance, gae, whiten
 
 
 def ragged(lengths: list[int], width: int) -> Tensor:
     return torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+# --- 10.1 deltas --------------------------------------------------------------------
+
+
+def deltas_cases(seed: int) -> list[Case]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def batch(lengths: list[int], width: int) -> tuple[Tensor, Tensor, Tensor]:
+        rewards, values = torch.randn(2, len(lengths), width, generator=draw)
+        return rewards, values.requires_grad_(True), ragged(lengths, width)
+
+    known = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.6, 0.7]])
+    after = torch.randn(3, generator=draw) + 2.0
+    full = batch([5, 5], 5)
+    noise = batch([4, 2, 1], 5)
+    noise[0][1, 3] = torch.nan  # nobody may read there
+    return [
+        Case("the example of the docstring", *known, ragged([3], 3)),
+        Case("the example, ended early", *known, ragged([2], 3)),
+        Case("answers that fill their rows", *full),
+        Case("answers of unequal lengths", *batch([4, 2, 1], 5)),
+        Case("no number in the padding", *noise),
+        Case("γ = 0.9", *batch([5, 2, 0], 6), gamma=0.9),
+        Case("answers of one token", *batch([1, 1], 1), gamma=0.9),
+        Case("cut off by a time limit", *batch([4, 2, 3], 4), bootstrap=after),
+        Case("cut off, γ = 0.8", *batch([4, 2, 3], 5), gamma=0.8, bootstrap=after),
+    ]
+
+
+def deltas_oracle(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    bootstrap: Tensor | None = None,
+) -> Tensor:
+    """Row by row, token by token."""
+    result = torch.zeros_like(rewards)
+    for b in range(len(rewards)):
+        T = int(mask[b].sum())
+        for t in range(T):
+            following = 0.0 if bootstrap is None else float(bootstrap[b])
+            if t + 1 < T:
+                following = float(values[b, t + 1])
+            foreseen = float(values[b, t])
+            result[b, t] = float(rewards[b, t]) + gamma * following - foreseen
+    return result
+
+
+@torch.no_grad()
+def deltas_by_row(rewards, values, mask, gamma=1.0, bootstrap=None):
+    """Each row cut to its length, the end put behind its values."""
+    result = torch.zeros_like(rewards)
+    for b, length in enumerate(mask.sum(1).tolist()):
+        end = torch.zeros(1) if bootstrap is None else bootstrap[b : b + 1]
+        v = torch.cat([values[b, :length], end])
+        result[b, :length] = rewards[b, :length] + gamma * v[1:] - v[:-1]
+    return result
+
+
+@torch.no_grad()
+def deltas_by_scatter(rewards, values, mask, gamma=1.0, bootstrap=None):
+    """Zero the padding, shift, and add what comes after the end at the last token."""
+    v = values.masked_fill(~mask, 0.0)
+    shifted = torch.roll(v, -1, dims=1)
+    shifted[:, -1] = 0.0
+    if bootstrap is not None:
+        last = mask.long().cumsum(1) * mask == mask.sum(1, keepdim=True)
+        shifted = shifted + bootstrap[:, None] * (last & mask)
+    return rewards.masked_fill(~mask, 0.0) + (gamma * shifted - v) * mask
+
+
+DELTAS = Exercise(
+    id="10.1",
+    answer=deltas,
+    why="All credit is made of these: by how much each single token changed what the "
+    "critic expects.",
+    difficulty=3,
+    importance=5,
+    minutes=12,
+    hints=(
+        "Which value belongs to the text *with* token t, and what is it worth once the "
+        "answer has ended?",
+        "$\\delta_t = r_t + \\gamma V_{t+1} - V_t$, where $V_{t+1}$ of an answer's last "
+        "token is 0, or `bootstrap`: not what stands in the padding.",
+        "`next_values = torch.cat([values[:, 1:], after[:, None]], dim=1)`",
+    ),
+    bonus="Add up δ over an answer, with γ = 1. Which values are left over, and why does "
+    "it not matter how bad the critic is in between?",
+    cases=deltas_cases,
+    oracle=deltas_oracle,
+    traps=(
+        Trap(
+            "δ compares with the value of the *next* token, too: r_t + γ V_{t+1} − V_t. "
+            "Here V_{t+1} is missing, which is right for the last token only.",
+            ("rewards + gamma * next_values - values", "rewards - values"),
+        ),
+        Trap(
+            "V_{t+1} is discounted by γ, like all that comes a step later. With γ = 1 "
+            "nobody notices.",
+            ("gamma * next_values", "next_values"),
+        ),
+        Trap(
+            "γ belongs to what comes a step later, V_{t+1}. Here it discounts V_t.",
+            ("gamma * next_values - values", "next_values - gamma * values"),
+        ),
+        Trap(
+            "The sign is turned round: V_t is what was expected, and δ says by how much "
+            "it went *better*.",
+            (
+                "rewards + gamma * next_values - values",
+                "values - rewards - gamma * next_values",
+            ),
+        ),
+        Trap(
+            "The last token of a short answer takes the value of the padding behind it. "
+            "Nothing follows there: V_{t+1} is 0, or `bootstrap`.",
+            ("torch.where(goes_on, next_values, after[:, None])", "next_values"),
+        ),
+        Trap(
+            "Places outside the mask must come back as 0, whatever stands in them.",
+            (
+                "torch.where(mask, rewards + gamma * next_values - values, 0.0)",
+                "rewards + gamma * next_values - values",
+            ),
+        ),
+        Trap(
+            "Multiplying by the mask does not silence the padding: 0 times NaN is NaN. "
+            "Choose with torch.where instead.",
+            (
+                "torch.where(mask, rewards + gamma * next_values - values, 0.0)",
+                "(rewards + gamma * next_values - values) * mask",
+            ),
+        ),
+        Trap(
+            "The time limit's value is forgotten: `bootstrap` is V after the last token "
+            "of an answer that was cut off.",
+            (
+                "torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap",
+                "torch.zeros_like(rewards[:, 0])",
+            ),
+        ),
+        Trap(
+            "`bootstrap` reaches only answers that fill the whole row. A shorter one was "
+            "cut off, too: its own last token needs it.",
+            (
+                "torch.where(goes_on, next_values, after[:, None])",
+                "torch.where(goes_on, next_values, 0.0)\n"
+                "    next_values[:, -1] = after",
+            ),
+        ),
+        Trap(
+            "V_{t+1} is the value one place to the *right*; this takes the one before "
+            "token t.",
+            (
+                "torch.cat([values[:, 1:], after[:, None]], dim=1)",
+                "torch.cat([after[:, None], values[:, :-1]], dim=1)",
+            ),
+        ),
+        Trap(
+            "δ still carries the critic's gradient: it is a measurement, not something "
+            "to learn through. Use torch.no_grad().",
+            ("@torch.no_grad()\n", ""),
+        ),
+        Trap(
+            "The reward of the *next* token is taken. r_t is what emitting token t "
+            "itself has earned.",
+            ("rewards + gamma", "torch.roll(rewards, -1, 1) + gamma"),
+        ),
+    ),
+    twins=(Twin(deltas_by_row), Twin(deltas_by_scatter)),
+    equivalent={
+        "rewards[:, 0] → rewards[:, -1]": "only the shape of the column is used",
+        "torch.zeros_like → torch.ones_like #2": (
+            "the last column's next value is the one after the end either way"
+        ),
+    },
+)
+
+# --- 10.2 gae -----------------------------------------------------------------------
 
 
 def gae_cases(seed: int) -> list[Case]:
@@ -25,6 +204,7 @@ def gae_cases(seed: int) -> list[Case]:
     return [
         Case("the example of the docstring", *known, ragged([3], 3)),
         Case("answers of unequal lengths", *batch([4, 2, 1], 5)),
+        Case("answers of one token", *batch([1, 1], 1)),
         Case("λ = 0", *batch([3, 4], 4), lam=0.0),
         Case("λ = 1", *batch([3, 4], 4), lam=1.0),
         Case("γ = 0.9", *batch([5, 2], 5), gamma=0.9, lam=0.7),
@@ -86,20 +266,29 @@ def gae_by_row(rewards, values, mask, gamma=1.0, lam=0.95, bootstrap=None):
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
+@torch.no_grad()
+def gae_by_matrix(rewards, values, mask, gamma=1.0, lam=0.95, bootstrap=None):
+    """All sums at once: a triangle of powers of γλ."""
+    later = torch.arange(rewards.shape[1])
+    apart = later[:, None] - later[None, :]
+    powers = torch.where(apart >= 0, (gamma * lam) ** apart.clamp(min=0), 0.0)
+    advantages = deltas(rewards, values, mask, gamma, bootstrap) @ powers
+    return advantages, (advantages + values) * mask
+
+
 GAE = Exercise(
-    id="10.1",
+    id="10.2",
     answer=gae,
     why="The advantage says which tokens deserve the credit for a score that comes "
     "only at the end.",
     difficulty=4,
     importance=5,
-    minutes=20,
+    minutes=15,
     hints=(
         "What do you know at the last token of an answer that you do not know at its "
         "first?",
-        "$A_t = \\delta_t + \\gamma\\lambda A_{t+1}$ with "
-        "$\\delta_t = r_t + \\gamma V_{t+1} - V_t$: go backwards, and let the right "
-        "of an answer's end pass nothing on.",
+        "$A_t = \\delta_t + \\gamma\\lambda A_{t+1}$: go backwards. Right of an answer's "
+        "end your δ is 0; what does the sum do there?",
         "`for t in reversed(range(rewards.shape[1])):`",
     ),
     bonus="Write it without a loop over time: the sum is a product with a triangular "
@@ -108,23 +297,21 @@ GAE = Exercise(
     oracle=gae_oracle,
     traps=(
         Trap(
-            "δ compares with the value of the *next* token: r_t + γ V_{t+1} − V_t. Here "
-            "V_{t+1} is missing, which is right for the last token only.",
-            ("+ gamma * next_value - values", "- values"),
-        ),
-        Trap(
             "The sum over later δ is discounted by γλ; here by γ alone, so λ has no "
             "effect.",
-            ("gamma * lam * next_advantage", "gamma * next_advantage"),
+            ("gamma * lam * advantage", "gamma * advantage"),
         ),
         Trap(
             "The sum over later δ is discounted by γλ; here by λ alone. With γ = 1 "
             "nobody notices.",
-            ("gamma * lam * next_advantage", "lam * next_advantage"),
+            ("gamma * lam * advantage", "lam * advantage"),
         ),
         Trap(
-            "V_{t+1} is discounted by γ in δ, like all that comes a step later.",
-            ("+ gamma * next_value", "+ next_value"),
+            "γ is forgotten in δ: hand it on, V_{t+1} is discounted, too.",
+            (
+                "deltas(rewards, values, mask, gamma, bootstrap)",
+                "deltas(rewards, values, mask, bootstrap=bootstrap)",
+            ),
         ),
         Trap(
             "The returns are A_t + V_t: what the critic should have said. These are the "
@@ -132,57 +319,69 @@ GAE = Exercise(
             ("advantages + values, 0.0", "advantages, 0.0"),
         ),
         Trap(
-            "What stands right of an answer's end leaks in: the row must wait there, "
-            "with a next value and a next advantage of 0.",
-            ("torch.where(mask[:, t], values[:, t], next_value)", "values[:, t]"),
-            ("torch.where(mask[:, t], advantage, next_advantage)", "advantage"),
+            "The returns are the sums of the later rewards here. That is A_t + V_t only "
+            "for λ = 1; the critic's target is A_t + V_t for every λ.",
+            (
+                "torch.where(mask, advantages + values, 0.0)",
+                "gae(rewards, values * 0, mask, gamma, 1.0, bootstrap)[1]"
+                " if lam < 1 else torch.where(mask, advantages + values, 0.0)",
+            ),
+        ),
+        Trap(
+            "What stands right of an answer's end leaks in: there nothing may be added, "
+            "neither rewards nor values. Is the mask used?",
+            (
+                "deltas(rewards, values, mask, gamma, bootstrap)",
+                "deltas(rewards, values, torch.ones_like(mask), gamma, bootstrap)",
+            ),
+            ("return advantages,", "return torch.where(mask, advantages, 0.0),"),
+        ),
+        Trap(
+            "Returns are 0 outside the mask, as advantages are: here the padding's "
+            "values stand there.",
+            ("torch.where(mask, advantages + values, 0.0)", "advantages + values"),
         ),
         Trap(
             "The time limit's value is forgotten: `bootstrap` is V after the last "
             "token of an answer that was cut off.",
-            (
-                "torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap",
-                "torch.zeros_like(rewards[:, 0])",
-            ),
+            ("mask, gamma, bootstrap)", "mask, gamma)"),
         ),
         Trap(
             "Each token has its own δ only: λ > 0 also passes on the δ of later tokens, "
             "A_t = δ_t + γλ A_{t+1}.",
-            ("delta + gamma * lam * next_advantage", "delta"),
+            ("delta[:, t] + gamma * lam * advantage", "delta[:, t]"),
         ),
         Trap(
             "The loop goes forwards in time. A_t needs A_{t+1}, so it must go backwards.",
             ("reversed(range(rewards.shape[1]))", "range(rewards.shape[1])"),
         ),
         Trap(
-            "Advantages and returns still carry the critic's gradient: both are "
-            "targets, and a target that can be moved is no target. Use torch.no_grad().",
-            ("@torch.no_grad()\n", ""),
-        ),
-        Trap(
-            "The sign is turned round: V_t is what was expected, and A_t says by how "
-            "much it went *better*.",
+            "It adds the *next δ* and no more. The sum goes on to the answer's end: "
+            "A_t = δ_t + γλ A_{t+1}, not γλ δ_{t+1}.",
             (
-                "delta = rewards[:, t] + gamma * next_value - values[:, t]",
-                "delta = values[:, t] - rewards[:, t] - gamma * next_value",
+                "        advantages[:, t] = advantage",
+                "        advantages[:, t] = advantage\n        advantage = delta[:, t]",
             ),
         ),
+        Trap(
+            "λ weighs this token's own δ, too. Its own δ counts in full; λ fades those "
+            "that come later.",
+            ("delta[:, t] + gamma", "lam * delta[:, t] + gamma"),
+        ),
+        Trap(
+            "The returns still carry the critic's gradient: they are its targets, and a "
+            "target that can be moved is no target. Use torch.no_grad().",
+            ("@torch.no_grad()\n", ""),
+        ),
     ),
-    twins=(Twin(gae_by_column), Twin(gae_by_row)),
+    twins=(Twin(gae_by_column), Twin(gae_by_row), Twin(gae_by_matrix)),
     equivalent={
         "torch.zeros_like → torch.ones_like": "every place is written in the loop",
-        **dict.fromkeys(
-            [
-                f"rewards[:, 0] → rewards[:, {n}]{again}"
-                for n in (1, -1)
-                for again in ("", " #2")
-            ],
-            "only the shape of the column is used",
-        ),
+        "rewards[:, 0] → rewards[:, -1]": "only the shape of the column is used",
     },
 )
 
-# --- 10.2 whiten --------------------------------------------------------------------
+# --- 10.3 whiten --------------------------------------------------------------------
 
 
 def whiten_cases(seed: int) -> list[Case]:
@@ -193,6 +392,7 @@ def whiten_cases(seed: int) -> list[Case]:
     return [
         Case("the example of the docstring", four, torch.ones(2, 2, dtype=torch.bool)),
         Case("answers of unequal lengths", x, ragged([5, 2, 1], 5)),
+        Case("one long answer", x[:1], ragged([4], 5)),
         Case("only scaled", x, ragged([4, 3, 2], 5), shift_mean=False),
         Case("small numbers", tiny, ragged([3, 2], 3)),
         Case("equal numbers", torch.full((2, 3), 1.5), ragged([3, 1], 3)),
@@ -234,7 +434,7 @@ def whiten_in_place(x, mask, shift_mean=True):
 
 
 WHITEN = Exercise(
-    id="10.2",
+    id="10.3",
     answer=whiten,
     why="The size of a step should not depend on the unit that the rewards happen to "
     "have.",
@@ -286,6 +486,30 @@ WHITEN = Exercise(
             "It divides by the variance; sd is its square root.",
             ("chosen.std(correction=0)", "chosen.var(correction=0)"),
         ),
+        Trap(
+            "Each column is whitened by itself, so the first tokens of all answers "
+            "compete with each other only. Mean and sd are over all places together.",
+            lambda x, mask, shift_mean=True: (
+                torch.stack(
+                    [
+                        whiten(column, chosen, shift_mean)
+                        for column, chosen in zip(x.T, mask.T)
+                    ],
+                    1,
+                )
+                if mask.any(0).all()
+                else whiten(x, mask, shift_mean)
+            ),
+        ),
+        Trap(
+            "Only the scale is right: the mean must go, too, unless shift_mean is False.",
+            ("(x - centre) / sd", "x / sd"),
+        ),
+        Trap(
+            "A small number added to the sd shrinks small advantages. Divide by the sd "
+            "itself; only one of 0 needs care.",
+            ("sd = torch.where(sd > 1e-6, sd, 1.0)", "sd = sd + 1e-3"),
+        ),
     ),
     twins=(Twin(whiten_by_sums), Twin(whiten_in_place)),
     equivalent={
@@ -295,4 +519,129 @@ WHITEN = Exercise(
     },
 )
 
-EXERCISES = (GAE, WHITEN)
+# --- 10.4 explained_variance --------------------------------------------------------
+
+
+def explained_cases(seed: int) -> list[Case]:
+    draw = torch.Generator().manual_seed(seed)
+    returns = 2.0 * torch.randn(4, 6, generator=draw) + 3.0
+    values = returns + torch.randn(4, 6, generator=draw) - 1.0
+    one = torch.tensor([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0]])
+    said = torch.tensor([[1.0, 2.0, 3.0], [3.0, -9.0, 5.0]])
+    ends = ragged([6, 2, 4, 1], 6)
+    far = torch.where(ends, values, 40.0)
+    same = torch.full((2, 3), 0.5)
+    return [
+        Case("the example of the docstring", said, one, ragged([3, 1], 3)),
+        Case("answers of unequal lengths", values, returns, ends),
+        Case("padding that is far off", far, returns, ends),
+        Case("a constant error", returns + 5.0, returns, ends),
+        Case("a critic that says the same everywhere", 0 * values, returns, ends),
+        Case("one that is worse than that", -values, returns, ragged([5, 3, 6, 2], 6)),
+        Case("returns that are all equal", 0.01 * values[:2, :3], same, same > 0),
+    ]
+
+
+def explained_oracle(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Two variances by hand, in double precision."""
+    B, T = mask.shape
+    places = [(b, t) for b in range(B) for t in range(T) if mask[b, t]]
+
+    def variance(numbers: list[float]) -> float:
+        mean = sum(numbers) / len(numbers)
+        return sum((one - mean) ** 2 for one in numbers) / len(numbers)
+
+    errors = variance([float(returns[p]) - float(values[p]) for p in places])
+    return 1 - errors / max(variance([float(returns[p]) for p in places]), 1e-8)
+
+
+def explained_by_sums(values, returns, mask):
+    n = mask.sum()
+
+    def variance(x):
+        x = x.double()
+        mean = (x * mask).sum() / n
+        return (((x - mean) * mask) ** 2).sum() / n
+
+    return float(1 - variance(returns - values) / variance(returns).clamp(min=1e-8))
+
+
+def explained_by_statistics(values, returns, mask):
+    from statistics import pvariance
+
+    missed = pvariance((returns - values)[mask].double().tolist())
+    return 1 - missed / max(pvariance(returns[mask].double().tolist()), 1e-8)
+
+
+EXPLAINED = Exercise(
+    id="10.4",
+    answer=explained_variance,
+    why="One number tells whether the critic can be trusted, and so whether a low λ can.",
+    difficulty=2,
+    importance=3,
+    minutes=8,
+    hints=(
+        "If the critic said the same number everywhere, what would be left of the "
+        "returns' spread?",
+        "$1 - \\mathrm{Var}(R - V) / \\mathrm{Var}(R)$ over the places of the mask.",
+        "`errors = (returns - values)[mask]`",
+    ),
+    bonus="A critic that is always 5 too high has explained variance 1. What harm does "
+    "its error do to whitened advantages, at λ = 1 and at λ = 0?",
+    cases=explained_cases,
+    oracle=explained_oracle,
+    traps=(
+        Trap(
+            "Padding is counted: only the places of the mask are returns.",
+            ("(returns - values)[mask]", "(returns - values).flatten()"),
+            ("returns[mask]", "returns.flatten()"),
+        ),
+        Trap(
+            "That is the share that is *not* explained. A perfect critic should have 1.",
+            ("return 1 - (errors", "return (errors"),
+        ),
+        Trap(
+            "Errors are compared with the spread of the values. A critic that shouts "
+            "would look good: compare with the spread of the returns.",
+            ("returns[mask].var", "values[mask].var"),
+        ),
+        Trap(
+            "The mean squared error is no variance: a constant error costs something "
+            "here, and explained variance does not see it.",
+            ("errors.var(correction=0)", "(errors**2).mean()"),
+        ),
+        Trap(
+            "These are standard deviations; variances are their squares.",
+            ("errors.var(correction=0)", "errors.std(correction=0)"),
+            ("returns[mask].var(correction=0)", "returns[mask].std(correction=0)"),
+        ),
+        Trap(
+            "Equal returns have variance 0, and a number divided by 0 ends in infinity: "
+            "Var(R) is taken as at least 1e-8.",
+            (".clamp(min=1e-8)", ""),
+        ),
+        Trap(
+            "It gives a tensor; a metric is a plain number, so that it can be logged.",
+            (".item()", ""),
+        ),
+        Trap(
+            "This is the variance of the values over that of the returns. It says "
+            "nothing about whether they agree.",
+            ("1 - (errors.var", "(values[mask].var"),
+        ),
+        Trap(
+            "A critic worse than a constant has a *negative* explained variance: do not "
+            "cut it off at 0, it is the number that warns you.",
+            (
+                "1 - (errors.var(correction=0) / spread).item()",
+                "max(0.0, 1 - (errors.var(correction=0) / spread).item())",
+            ),
+        ),
+    ),
+    twins=(Twin(explained_by_sums), Twin(explained_by_statistics)),
+    equivalent={
+        "returns - values → values - returns": "a variance does not see the sign",
+    },
+)
+
+EXERCISES = (DELTAS, GAE, WHITEN, EXPLAINED)
