@@ -95,7 +95,9 @@ Keyed = tuple[str, NotebookNode]  # what the cell's id depends on, and the cell
 def exercise_cells(exercise: Exercise, source: str, symbol: str) -> list[Keyed]:
     """Header, the cell to write in, and the check."""
     tags = {"exercise": ["exercise"], "check": CHECK_TAGS}
-    meta = {name: {"exercise": exercise.id, "tags": each} for name, each in tags.items()}
+    meta = {
+        name: {"exercise": exercise.id, "tags": each} for name, each in tags.items()
+    }
     check = f"{exercise.name} = check({exercise.name})"
     meta["exercise"]["symbols"] = [symbol]
     return [

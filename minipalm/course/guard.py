@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType, ModuleType
@@ -35,6 +36,7 @@ ORIGINALS = {name: dict(vars(library)) for name, library in LIBRARIES.items()}
 OWN = {"input", "exit", "quit"}  # a notebook's kernel puts in its own, again and again
 
 T = TypeVar("T")
+TraceFunction = Callable[[FrameType, str, Any], Any]
 
 
 class TimeUp(BaseException):
@@ -61,6 +63,10 @@ def restore_libraries() -> list[str]:
                 continue
             setattr(library, key, original)
             replaced.append(f"{name}.{key}")
+        for key in [*now] if isinstance(library, type) else []:
+            if key not in originals and not key.startswith("_"):
+                delattr(library, key)  # it hid a method that is inherited
+                replaced.append(f"{name}.{key}")
     return replaced
 
 
@@ -79,19 +85,36 @@ def within(seconds: float, function: Callable[[], T]) -> T:
             frame = frame.f_back
         return frame is not None  # else it has ended: leave the caller alone
 
+    rung: list[bool] = []
+
     def ring(_: int, frame: FrameType | None) -> None:
-        if is_inside(frame):
-            raise TimeUp
+        if frame is None or not is_inside(frame):
+            return
+        if rung:  # an `except:` has caught the first: raise in what it does next, too
+            frame.f_trace = again
+            sys.settrace(again)
+        rung.append(True)
+        raise TimeUp
+
+    def again(frame: FrameType, event: str, _: object) -> TraceFunction:
+        if event == "line" and is_inside(frame):
+            raise TimeUp  # this also ends the tracing
+        return again
 
     main = threading.current_thread() is threading.main_thread()
     if main and hasattr(signal, "setitimer"):
-        before = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, seconds, 0.003)
+        traced, begin = sys.gettrace(), time.monotonic()
+        handler = signal.signal(signal.SIGALRM, ring)
+        left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.003)
         try:
             return inside()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            sys.settrace(traced)
+            signal.signal(signal.SIGALRM, handler)
+            if left:  # somebody else's alarm
+                left = max(left - (time.monotonic() - begin), 1e-3)
+                signal.setitimer(signal.ITIMER_REAL, left, interval)
 
     done, target = threading.Event(), threading.get_ident()
     interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc

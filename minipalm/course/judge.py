@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import CodeType
 from typing import Any
 
@@ -84,28 +84,32 @@ def backward(value: Any, inputs: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def observe(
-    exercise: Exercise, candidate: Candidate | None, case: Case, seconds: float = 60.0
+    exercise: Exercise, candidate: Candidate, case: Case, seconds: float = 60.0
 ) -> Outcome:
-    """What a candidate, or without one the oracle, makes of a case. Never raises."""
+    """What a candidate makes of a case. Never raises."""
+    return attempt(exercise, partial(exercise.run, candidate), case, seconds)
+
+
+def attempt(
+    exercise: Exercise, function: Candidate, case: Case, seconds: float = 60.0
+) -> Outcome:
+    """What a function, the oracle say, makes of a case. Never raises."""
     args, kwargs = copy.deepcopy((case.args, case.kwargs))
     outcome = Outcome()
 
-    def attempt() -> None:
-        if candidate is None:
-            outcome.value = exercise.oracle(*args, **kwargs)
-        else:
-            outcome.value = exercise.run(candidate, *args, **kwargs)
+    def run() -> None:
+        outcome.value = function(*args, **kwargs)
         if not exercise.changes_inputs:
             inputs = leaves(args, "args") + leaves(kwargs, "kwargs")
             outcome.gradients = backward(outcome.value, inputs)
 
     with guarded():
         try:
-            within(seconds, attempt)
+            within(seconds, run)
         except BaseException as error:  # whatever a learner writes, the lesson goes on
             outcome.error = error
     outcome.replaced = next(iter(restore_libraries()), "")
-    if candidate is not None and not exercise.changes_inputs:
+    if not exercise.changes_inputs:
         before = [*case.args, *case.kwargs.items()]
         after = [*args, *kwargs.items()]
         for i, (old, new) in enumerate(zip(before, after)):
@@ -161,13 +165,13 @@ def difference(expected: Any, got: Any, where: str, tolerance: float = 1e-4) -> 
 
 
 def plain_difference(expected: Any, got: Any, where: str, tolerance: float) -> str:
-    """Numbers within the tolerance; all else must be equal."""
-    number = isinstance(expected, int | float) and not isinstance(expected, bool)
-    if number and type(got) in (int, float):
+    """Floats within the tolerance; all else must be equal."""
+    if type(expected) is float and type(got) in (int, float):
         close = math.isclose(expected, got, rel_tol=tolerance, abs_tol=tolerance)
-        same = close or (math.isnan(expected) and math.isnan(got))
-        if same and not (isinstance(expected, int) and isinstance(got, float)):
+        if close or (math.isnan(expected) and math.isnan(got)):
             return ""
+    elif type(expected) is int and type(got) is float:
+        return f"expected the int {expected}{where}, got the float {got}"
     elif type(expected) is type(got) and expected == got:
         return ""
     elif not isinstance(got, bool | int | float | str | bytes | None):
@@ -238,7 +242,10 @@ def compare(expected: Outcome, got: Outcome, tolerance: float) -> str:
 def expected_of(exercise_id: str, seed: int) -> list[tuple[Case, Outcome]]:
     """The cases of a seed, with what the oracle makes of each."""
     exercise = next(one for one in exercises().values() if one.id == exercise_id)
-    return [(case, observe(exercise, None, case)) for case in exercise.cases(seed)]
+    return [
+        (case, attempt(exercise, exercise.oracle, case))
+        for case in exercise.cases(seed)
+    ]
 
 
 def judge(
@@ -291,7 +298,7 @@ def alike(one: Outcome, two: Outcome, tolerance: float) -> bool:
         return False
     if one.error is not None and two.error is not None:
         same = type(one.error) is type(two.error)
-        return same and str(one.error) == str(two.error)
+        return same and words(one.error) == words(two.error)
     if set(one.gradients) != set(two.gradients):
         return False
     return not compare(
@@ -301,13 +308,20 @@ def alike(one: Outcome, two: Outcome, tolerance: float) -> bool:
 
 def told(error: BaseException, candidate: Candidate) -> str:
     """An error in one line: what, and in which line of the learner's cell."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 160 else text[:157] + "..."
     frames = traceback.extract_tb(error.__traceback__)
     files = {code.co_filename for code in codes(candidate)}
     lines = [frame.lineno for frame in frames if frame.filename in files]
     where = f" in line {lines[-1]} of the cell" if lines else ""
-    return f"it raises {type(error).__name__}{where}: {text}"
+    return f"it raises {type(error).__name__}{where}: {words(error)}"
+
+
+def words(error: BaseException) -> str:
+    """What an error says, in one line."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an error of the learner's own may not even be printed
+        text = "(it cannot be shown)"
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def codes(candidate: Candidate) -> list[CodeType]:

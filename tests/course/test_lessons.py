@@ -50,7 +50,12 @@ def texts(path):
 def test_cells_are_short(path):
     for cell in cells(path):
         if cell.cell_type == "markdown":
-            plain = re.sub(r"^\s*(?:[-*|]|\d+\.).*(?:\n(?![\n-]).*)*", "", prose(cell.source), flags=re.M)
+            plain = re.sub(
+                r"^\s*(?:[-*|]|\d+\.).*(?:\n(?![\n-]).*)*",
+                "",
+                prose(cell.source),
+                flags=re.M,
+            )
             assert len(plain.split()) <= MOST_WORDS, cell.source
         elif not {"define", "exercise"} & set(tags(cell)):
             body = ast.parse(cell.source).body
@@ -73,7 +78,9 @@ def test_numbers_in_prose_come_from_cells(path):
     for text in texts(path):
         if "further reading" in text.lower():
             continue
-        claims = re.findall(r"(?<![\w.])\d*\.\d+\b|\d+ ?%|\d{1,3},\d{3}|\d{4,}", prose(text))
+        claims = re.findall(
+            r"(?<![\w.])\d*\.\d+\b|\d+ ?%|\d{1,3},\d{3}|\d{4,}", prose(text)
+        )
         claims = [one for one in claims if not re.fullmatch(r"20\d\d|19\d\d", one)]
         assert not claims, f"{claims} in: {text}"
 
