@@ -17,7 +17,21 @@ def check_pooling(pooling: str) -> None:
 
 
 def scalar_head(trunk: PaLM, generator: torch.Generator | None = None) -> nn.Linear:
-    """From a state to a number: weights from N(0, 1/(D+1)), bias 0; where trunk is."""
+    """A linear layer from a state of width D to a number, before any training.
+
+    Its weights are drawn from N(0, 1/(D+1)) by `nn.init.normal_`, its bias is 0: states
+    that have been through a norm have entries of size 1, so the first scores are of
+    size 1, too, and PPO's first rewards would be, if nothing were learnt.
+
+    Args:
+        trunk: what the head will stand on; D is `trunk.config.dim`. The head has the
+            device and the type of its weights, such as `trunk.embedding.weight`.
+        generator: draws the weights; None for torch's global one.
+
+    Example: for D = 8 the standard deviation is 1/3, the variance 1/9.
+
+    Source: Stiennon et al. 2020 (arXiv 2009.01325), the appendix on training.
+    """
     like = trunk.embedding.weight
     head = nn.Linear(trunk.config.dim, 1, device=like.device, dtype=like.dtype)
     std = 1 / math.sqrt(trunk.config.dim + 1)
@@ -64,11 +78,23 @@ class RewardModel(nn.Module):
         responses: Int[Tensor, "B T"],
         mask: Bool[Tensor, "B T"],
     ) -> Float[Tensor, "B"]:
-        """Normalised scores; the same for more padding or another batch.
+        """A score for each answer: (w·h + b − mean) / std, with h the pooled states.
+
+        The trunk reads prompt and answer as one text, `self.trunk.hidden(ids, segments,
+        last=L)`: the states of the last L columns. `segments` is 1 at tokens and 0 at
+        padding, which no token may see. Only the answer's states are pooled, as
+        `self.pooling` says (see `pool`), then read by `self.head`. Gradients flow into
+        head and trunk, not into mean and std.
 
         Args:
-            prompts, prompt_mask: left-padded.
+            prompts, prompt_mask: left-padded; masks are True at tokens.
             responses, mask: right-padded, at least one token a row.
+
+        Returns:
+            the same scores however much padding there is, and in any batch.
+
+        Example: pooled states that the head reads as 2.5, with mean 0.5 and std 4, have
+        the score 0.5.
         """
         ids = torch.cat([prompts, responses], dim=1)
         segments = torch.cat([prompt_mask, mask], dim=1).long()
@@ -89,14 +115,44 @@ class RewardModel(nn.Module):
 
         Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2, last paragraph.
         """
-        spread = scores.std() if len(scores) > 1 else scores.new_zeros(())
-        if not spread > 0:  # also if it is NaN
-            raise ValueError(
-                f"the scale needs scores that differ (got {len(scores)} of standard "
-                f"deviation {spread.item()})"
-            )
-        self.mean += scores.mean() * self.std
-        self.std *= spread
+        mean, std = new_scale(scores, self.mean, self.std)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+
+@torch.no_grad()
+def new_scale(
+    scores: Float[Tensor, "N"], mean: Float[Tensor, ""], std: Float[Tensor, ""]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The mean and std that give these scores mean 0 and standard deviation 1.
+
+    A raw score s is shown as (s − mean) / std. The scores that come in are shown ones,
+    so they have an old mean and std already; what comes out replaces these.
+
+    Args:
+        scores: N ≥ 2 normalised scores, of SFT samples.
+        mean, std: with which they were normalised: 0 and 1 the first time.
+
+    Returns:
+        the new mean and std, of raw scores, without a gradient. The standard deviation
+        is that of a sample: it divides by N − 1.
+
+    Raises:
+        ValueError: the scores have no spread that could become the unit: fewer than
+            two of them, or all equal, or not numbers (NaN).
+
+    Example: scores (1, 2, 3) with mean 10 and std 5 were raw scores (15, 20, 25): the
+    new mean is 20, the new std 5. With mean 0 and std 1 they are 2 and 1.
+
+    Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2, last paragraph.
+    """
+    spread = scores.std() if len(scores) > 1 else scores.new_zeros(())
+    if not spread > 0:  # also if it is NaN
+        raise ValueError(
+            f"the scale needs scores that differ (got {len(scores)} of standard "
+            f"deviation {spread.item()})"
+        )
+    return mean + scores.mean() * std, std * spread
 
 
 def pool(
@@ -106,6 +162,15 @@ def pool(
 
     Since the head is linear, pooling the hidden states and pooling the token scores is
     the same.
+
+    Args:
+        x: states of the answers' tokens, with a gradient, which flows on.
+        mask: True at an answer's own tokens, right-padded, at least one a row. What
+            stands where it is False must not count.
+        pooling: "last", or "mean" over the tokens that each answer has.
+
+    Example: states (1, 3, 8) of width 1 with mask (True, True, False): "last" is 3,
+    "mean" is 2.
     """
     if pooling == "last":
         last = mask.sum(1) - 1
@@ -147,7 +212,13 @@ def pairwise_loss(
     two answers wins with probability σ(difference of scores). Only differences count:
     adding a constant to all scores changes nothing.
 
-    Example: a difference of 0 costs log 2 = 0.6931, of 1 costs 0.3133.
+    Args:
+        chosen, rejected: scores of the better and of the worse answers, row n of both
+            for one pair; both get a gradient. However far apart, the loss is finite.
+        margin: by how much the better one must win to be as cheap as a tie without it.
+
+    Example: a difference of 0 costs log 2 = 0.6931, of 1 costs 0.3133, of 1 with margin
+    0.5 costs 0.4741, of −200 costs 200.
 
     Source: InstructGPT (arXiv 2203.02155), equation 1; the margin, Touvron et al. 2023,
     Llama 2 (arXiv 2307.09288), equation 2.

@@ -84,6 +84,31 @@ def text_reward(
     return reward
 
 
+def penalise_missing_eos(
+    scores: Float[Tensor, "B"],
+    responses: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    eos_id: int,
+    penalty: float,
+) -> Float[Tensor, "B"]:
+    """Take `penalty` from the score of each answer that has not ended by itself.
+
+    Args:
+        scores: of the whole answers.
+        responses, mask: right-padded; the mask is True up to and including the
+            end-of-sequence token, or at all that there is where it never came. What
+            stands where the mask is False means nothing, and may look like an end.
+        eos_id: ends an answer.
+        penalty: points; 0 or more.
+
+    Example: end-of-sequence token 2, penalty 1, scores (.5, .5): the answers (7, 2) and
+    (7, 8) have the scores .5 and −.5.
+    """
+    finished = (mask & (responses == eos_id)).any(1)
+    return scores - penalty * ~finished
+
+
+@torch.no_grad()
 def shape_rewards(
     scores: Float[Tensor, "B"],
     logprobs: Float[Tensor, "B T"],
@@ -99,8 +124,15 @@ def shape_rewards(
     Args:
         scores: of the whole answers.
         logprobs, ref_logprobs: log π(y_t) of the policy and of the reference.
-        mask: True up to and including the last token, wherever a row ends.
+        mask: True up to and including the last token, wherever a row ends; at least
+            one token a row.
         kl_coef: β, reward units a nat.
+
+    Returns:
+        r_t, 0 where the mask is False; never with a gradient.
+
+    Example: β = .1, score 1, an answer of two tokens with k1 of (.5, −.2), and a column
+    of padding: (−.05, 1.02, 0).
 
     Source: InstructGPT (arXiv 2203.02155), equation 2, without its pretraining term.
     """
@@ -158,14 +190,14 @@ def collect(
     logits = response_logits(reference, *answers, temperature=config.temperature)
     ref_logprobs = torch.where(mask, token_logprobs(logits, responses), 0.0)
     values = torch.where(mask, critic(*answers).float(), 0.0)
-    finished = (mask & (responses == eos_id)).any(1)
     scores = reward(*answers).float()
-    if scores.shape != finished.shape:
+    if scores.shape != mask.shape[:1]:
         raise ValueError(
-            f"a reward gives one score an answer: expected {tuple(finished.shape)} "
+            f"a reward gives one score an answer: expected {tuple(mask.shape[:1])} "
             f"numbers, got {tuple(scores.shape)}"
         )
-    scores = scores - config.missing_eos_penalty * ~finished
+    penalty = config.missing_eos_penalty
+    scores = penalise_missing_eos(scores, responses, mask, eos_id, penalty)
 
     rewards = shape_rewards(scores, logprobs, ref_logprobs, mask, kl_coef)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
