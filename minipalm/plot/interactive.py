@@ -60,17 +60,13 @@ class Interactive:
 
 def widget(name: str, control: Control) -> ipywidgets.Widget:
     """A slider for numbers, a list to choose from for names."""
-    shared = {"description": name, "continuous_update": True}
     if isinstance(control[0], str):
         return ipywidgets.Dropdown(options=list(control), description=name)
-    low, high, step, *start = control
+    low, high, step, *start = (one for one in control if not isinstance(one, str))
     first = start[0] if start else low + round((high - low) / step / 2) * step
-    kind = (
-        ipywidgets.IntSlider
-        if all(isinstance(one, int) for one in control)
-        else ipywidgets.FloatSlider
-    )
-    return kind(value=first, min=low, max=high, step=step, **shared)
+    whole = all(isinstance(one, int) for one in control)
+    kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+    return kind(value=first, min=low, max=high, step=step, description=name)
 
 
 def interactive(draw: Callable[..., Figure | str], **controls: Control) -> Interactive:

@@ -283,7 +283,7 @@ ONE = torch.ones(2)
         ((ONE, 2), (ONE,), "expected 2 items, got 1"),
         ((ONE, 2), [ONE, 2], "expected a tuple, got a list"),
         ([1, 2], [1, 3], "expected 2 at [1], got 3"),
-        ({"a": 1}, {"a": 1.5}, "expected 1 at 'a', got 1.5"),
+        ({"a": 1.0}, {"a": 1.5}, "expected 1 at 'a', got 1.5"),
         ({"a": 1}, {"b": 1}, "expected the keys ['a'], got ['b']"),
         (0.25, 0.25 + 1e-7, ""),
         (3, 3.0, "expected the int 3, got the float 3.0"),
