@@ -93,18 +93,18 @@ DELTAS = Exercise(
     hints=(
         "Which value belongs to the text *with* token t, and what is it worth once the "
         "answer has ended?",
-        "$\\delta_t = r_t + \\gamma V_{t+1} - V_t$, where $V_{t+1}$ of an answer's last "
-        "token is 0, or `bootstrap`: not what stands in the padding.",
+        "$\\delta_t = r_t + \\gamma V_{t+1} - V_t$, where $V_{t+1}$ of an answer's "
+        "last token is 0, or `bootstrap`: not what stands in the padding.",
         "`next_values = torch.cat([values[:, 1:], after[:, None]], dim=1)`",
     ),
-    bonus="Add up δ over an answer, with γ = 1. Which values are left over, and why does "
+    bonus="Add up δ over an answer, γ = 1. Which values are left over, and why does "
     "it not matter how bad the critic is in between?",
     cases=deltas_cases,
     oracle=deltas_oracle,
     traps=(
         Trap(
-            "δ compares with the value of the *next* token, too: r_t + γ V_{t+1} − V_t. "
-            "Here V_{t+1} is missing, which is right for the last token only.",
+            "δ compares with the value of the *next* token, too: r_t + γ V_{t+1} − "
+            "V_t. Here V_{t+1} is missing, which is right for the last token only.",
             ("rewards + gamma * next_values - values", "rewards - values"),
         ),
         Trap(
@@ -117,16 +117,16 @@ DELTAS = Exercise(
             ("gamma * next_values - values", "next_values - gamma * values"),
         ),
         Trap(
-            "The sign is turned round: V_t is what was expected, and δ says by how much "
-            "it went *better*.",
+            "The sign is turned round: V_t is what was expected, and δ says by how "
+            "much it went *better*.",
             (
                 "rewards + gamma * next_values - values",
                 "values - rewards - gamma * next_values",
             ),
         ),
         Trap(
-            "The last token of a short answer takes the value of the padding behind it. "
-            "Nothing follows there: V_{t+1} is 0, or `bootstrap`.",
+            "The last token of a short answer takes the value of the padding behind "
+            "it. Nothing follows there: V_{t+1} is 0, or `bootstrap`.",
             ("torch.where(goes_on, next_values, after[:, None])", "next_values"),
         ),
         Trap(
@@ -145,16 +145,16 @@ DELTAS = Exercise(
             ),
         ),
         Trap(
-            "The time limit's value is forgotten: `bootstrap` is V after the last token "
-            "of an answer that was cut off.",
+            "The time limit's value is forgotten: `bootstrap` is V after the last "
+            "token of an answer that was cut off.",
             (
                 "torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap",
                 "torch.zeros_like(rewards[:, 0])",
             ),
         ),
         Trap(
-            "`bootstrap` reaches only answers that fill the whole row. A shorter one was "
-            "cut off, too: its own last token needs it.",
+            "`bootstrap` reaches only answers that fill the whole row. A shorter one "
+            "was cut off, too: its own last token needs it.",
             (
                 "torch.where(goes_on, next_values, after[:, None])",
                 "torch.where(goes_on, next_values, 0.0)\n"
@@ -287,8 +287,8 @@ GAE = Exercise(
     hints=(
         "What do you know at the last token of an answer that you do not know at its "
         "first?",
-        "$A_t = \\delta_t + \\gamma\\lambda A_{t+1}$: go backwards. Right of an answer's "
-        "end your δ is 0; what does the sum do there?",
+        "$A_t = \\delta_t + \\gamma\\lambda A_{t+1}$: go backwards. Right of an "
+        "answer's end your δ is 0; what does the sum do there?",
         "`for t in reversed(range(rewards.shape[1])):`",
     ),
     bonus="Write it without a loop over time: the sum is a product with a triangular "
@@ -314,13 +314,13 @@ GAE = Exercise(
             ),
         ),
         Trap(
-            "The returns are A_t + V_t: what the critic should have said. These are the "
-            "advantages alone.",
+            "The returns are A_t + V_t: what the critic should have said. These are "
+            "the advantages alone.",
             ("advantages + values, 0.0", "advantages, 0.0"),
         ),
         Trap(
-            "The returns are the sums of the later rewards here. That is A_t + V_t only "
-            "for λ = 1; the critic's target is A_t + V_t for every λ.",
+            "The returns are the sums of the later rewards here. That is A_t + V_t "
+            "only for λ = 1; the critic's target is A_t + V_t for every λ.",
             (
                 "torch.where(mask, advantages + values, 0.0)",
                 "gae(rewards, values * 0, mask, gamma, 1.0, bootstrap)[1]"
@@ -328,8 +328,8 @@ GAE = Exercise(
             ),
         ),
         Trap(
-            "What stands right of an answer's end leaks in: there nothing may be added, "
-            "neither rewards nor values. Is the mask used?",
+            "What stands right of an answer's end leaks in: there nothing may be "
+            "added, neither rewards nor values. Is the mask used?",
             (
                 "deltas(rewards, values, mask, gamma, bootstrap)",
                 "deltas(rewards, values, torch.ones_like(mask), gamma, bootstrap)",
@@ -347,12 +347,13 @@ GAE = Exercise(
             ("mask, gamma, bootstrap)", "mask, gamma)"),
         ),
         Trap(
-            "Each token has its own δ only: λ > 0 also passes on the δ of later tokens, "
-            "A_t = δ_t + γλ A_{t+1}.",
+            "Each token has its own δ only: λ > 0 also passes on the δ of later "
+            "tokens, A_t = δ_t + γλ A_{t+1}.",
             ("delta[:, t] + gamma * lam * advantage", "delta[:, t]"),
         ),
         Trap(
-            "The loop goes forwards in time. A_t needs A_{t+1}, so it must go backwards.",
+            "The loop goes forwards in time. A_t needs A_{t+1}, so it must go "
+            "backwards.",
             ("reversed(range(rewards.shape[1]))", "range(rewards.shape[1])"),
         ),
         Trap(
@@ -369,8 +370,8 @@ GAE = Exercise(
             ("delta[:, t] + gamma", "lam * delta[:, t] + gamma"),
         ),
         Trap(
-            "The returns still carry the critic's gradient: they are its targets, and a "
-            "target that can be moved is no target. Use torch.no_grad().",
+            "The returns still carry the critic's gradient: they are its targets, and "
+            "a target that can be moved is no target. Use torch.no_grad().",
             ("@torch.no_grad()\n", ""),
         ),
     ),
@@ -502,7 +503,8 @@ WHITEN = Exercise(
             ),
         ),
         Trap(
-            "Only the scale is right: the mean must go, too, unless shift_mean is False.",
+            "Only the scale is right: the mean must go, too, unless shift_mean is "
+            "False.",
             ("(x - centre) / sd", "x / sd"),
         ),
         Trap(
@@ -576,7 +578,7 @@ def explained_by_statistics(values, returns, mask):
 EXPLAINED = Exercise(
     id="10.4",
     answer=explained_variance,
-    why="One number tells whether the critic can be trusted, and so whether a low λ can.",
+    why="One number tells whether the critic, and so a low λ, can be trusted.",
     difficulty=2,
     importance=3,
     minutes=8,
@@ -597,7 +599,8 @@ EXPLAINED = Exercise(
             ("returns[mask]", "returns.flatten()"),
         ),
         Trap(
-            "That is the share that is *not* explained. A perfect critic should have 1.",
+            "That is the share that is *not* explained. A perfect critic should have "
+            "1.",
             ("return 1 - (errors", "return (errors"),
         ),
         Trap(
@@ -616,8 +619,8 @@ EXPLAINED = Exercise(
             ("returns[mask].var(correction=0)", "returns[mask].std(correction=0)"),
         ),
         Trap(
-            "Equal returns have variance 0, and a number divided by 0 ends in infinity: "
-            "Var(R) is taken as at least 1e-8.",
+            "Equal returns have variance 0, and a number divided by 0 ends in "
+            "infinity: Var(R) is taken as at least 1e-8.",
             (".clamp(min=1e-8)", ""),
         ),
         Trap(
@@ -630,8 +633,8 @@ EXPLAINED = Exercise(
             ("1 - (errors.var", "(values[mask].var"),
         ),
         Trap(
-            "A critic worse than a constant has a *negative* explained variance: do not "
-            "cut it off at 0, it is the number that warns you.",
+            "A critic worse than a constant has a *negative* explained variance: do "
+            "not cut it off at 0, it is the number that warns you.",
             (
                 "1 - (errors.var(correction=0) / spread).item()",
                 "max(0.0, 1 - (errors.var(correction=0) / spread).item())",
