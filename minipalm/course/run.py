@@ -1,6 +1,7 @@
 """Run the pipeline: its stages in order, each a notebook in a process of its own.
 
     ./course run --scale toy --seed 0 --out runs/toy
+    ./course run --until 07_sft                         no further than this stage
 
 A stage writes into its folder {out}/{stage}, done.json last. Here we keep stage.json
 beside it: the scale, the seed, the input files and the earlier stages that it was made
@@ -11,13 +12,16 @@ if their input files or an earlier stage have changed.
 import argparse
 import hashlib
 import json
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +39,11 @@ from minipalm.spmd import known_parameters, stop_on_signals
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
 STAGES = ("06_palm", "07_sft", "08_reward_model", "11_ppo", "12_evaluation")
+STOPPING = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name)
+]
 SMALL = ("smoke", "toy")  # one thread: more of them only wait for each other
 
 
@@ -224,10 +233,21 @@ def run_stages(
                 f"{stage} failed, as said above. Mend it and {resume}", file=sys.stderr
             )
             return spent.status
+    if list(inputs)[-1] != STAGES[-1]:  # the report is about all of them
+        return 0
     report(args.out)
     times = [read_json(args.out / stage / TIMES).get("cpu", 0.0) for stage in inputs]
     print(f"all stages: {sum(times):.1f} CPU-s")
     return 0
+
+
+def stages_until(last: str | None) -> tuple[str, ...]:
+    """The stages up to one of them, all by default; raises ValueError."""
+    if last is None:
+        return STAGES
+    if last not in STAGES:
+        raise ValueError(f"--until must be one of {', '.join(STAGES)} (got {last!r})")
+    return STAGES[: STAGES.index(last) + 1]
 
 
 def report(out: Path) -> None:
@@ -243,11 +263,27 @@ def shown(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if ROOT in path.parents else str(path)
 
 
+@contextmanager
+def signals_as_they_were() -> Iterator[None]:
+    """Afterwards signals do what they did before: a notebook's kernel lives on."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if (
+                handler is not None
+            ):  # one that was not set from Python cannot be put back
+                signal.signal(number, handler)
+        logging.disable(logging.NOTSET)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./course run", description="Run it all.")
     parser.add_argument("--scale", default="toy", help="smoke, toy, small or full")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: runs/SCALE")
+    parser.add_argument("--until", metavar="STAGE", help="the last one to run")
     parser.add_argument("--data", type=Path, help="folder of the JSON-lines files")
     parser.add_argument(
         "--preferences", type=Path, help="your own comparisons, instead of a labeller's"
@@ -266,9 +302,9 @@ def main(argv: list[str] | None = None) -> int:
                 args.data,
                 {"preferences": args.preferences},
             )
-            for stage in STAGES
+            for stage in stages_until(args.until)
         }
-        with lock(args.out) as held:
+        with lock(args.out) as held, signals_as_they_were():
             stop_on_signals()
             return run_stages(args, inputs, held.fileno())
     except (ValueError, RuntimeError) as error:

@@ -216,3 +216,28 @@ def test_a_slip_in_a_file_is_said_before_anything_is_made_again(tmp_path, capsys
     code = run.main(["--scale", "smoke", "--out", str(out), "--data", str(data)])
     assert code == 2 and "text.jsonl:10001: field 'text'" in capsys.readouterr().err
     assert kept.is_file()
+
+
+def test_a_run_can_end_at_a_stage_and_go_on_later(pipeline, tmp_path):
+    code, out, _ = finish(pipeline("--until", "one"))
+    assert code == 0 and "REPORT" not in out
+    assert runs(tmp_path) == {"one": 1, "two": 0}
+    code, out, _ = finish(pipeline("--until", "two"))
+    assert code == 0 and "one: complete" in out and "REPORT" in out
+    assert runs(tmp_path) == {"one": 1, "two": 1}
+
+
+def test_an_unknown_stage_to_end_at_is_refused(pipeline, tmp_path):
+    code, _, err = finish(pipeline("--until", "three"))
+    assert code == 2 and "--until must be one of one, two (got 'three')" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_signals_do_afterwards_what_they_did_before():
+    """In a notebook the process goes on, and must be stoppable as ever."""
+    before = [signal.getsignal(number) for number in run.STOPPING]
+    with run.signals_as_they_were():
+        run.stop_on_signals()
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(number) for number in run.STOPPING] == before

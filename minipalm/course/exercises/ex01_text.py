@@ -264,7 +264,7 @@ def learn_plainly(
 
 def learn_without_counter(texts, number):
     """All chunks in one row of ids with -1 at their borders."""
-    row: list[int] = []
+    row = []
     for text in texts:
         for chunk in CHUNK.findall(text):
             row += [*byte_ids(chunk), -1]
