@@ -315,16 +315,18 @@ for n in mask.sum(1).argsort()[:4].tolist():
     print(f"{int(last[n]) + 1:2} tokens: the last one gets {told_off}")
 
 # %% [markdown]
-# The shorter the answer, the more of the padding's guesses it is paid. A
-# policy learns from that how long to talk, and nobody has asked for it.
+# Each is paid, or blamed, for what the critic guesses about padding. A policy
+# learns from that when to stop talking, and nobody has asked for it.
 #
 # **Whiten row by row.** It looks tidier: every answer has mean 0. **Predict**
 # what a better answer is then worth.
 
 # %% tags=["classroom"]
-rows = zip(advantages, mask, strict=True)
+dealt, _ = gae(rewards, critics["has learnt"], mask)
+rows = zip(dealt, mask, strict=True)
 by_row = torch.stack([whiten(a[None], kept[None])[0] for a, kept in rows])
-praise_by_score(scores, {"all rows": white, "row by row": by_row}, mask)
+ways = {"all rows": whiten(dealt, mask), "row by row": by_row}
+praise_by_score(scores, ways, mask)
 
 # %% [markdown]
 # Row by row, a good answer is praised no more than a bad one: the comparison

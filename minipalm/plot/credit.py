@@ -80,7 +80,8 @@ def credit(
         linewidth=2,
     )
     above.plot(len(words), score, "o", color=INK, markersize=7, zorder=5)
-    note(above, f"score {score:+.2f}", (len(words), score), (3, 9), ha="right")
+    corner = {"xycoords": "axes fraction", "ha": "right", "va": "top"}
+    note(above, f"dot: score {score:+.2f}", (1, 1), (-4, 10), **corner)
     head(above, "V before each word: what the critic expects so far")
     above.set_ylabel("reward, sd")
     low, high = min(found.values), max(found.values)
