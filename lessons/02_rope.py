@@ -130,7 +130,7 @@ positions = torch.randint(40, (1, 12), generator=generator)
 
 
 def scores_at(positions, more=0):
-    """Scores of all queries with all keys; queries `more` tokens later."""
+    """Scores of all queries, `more` tokens later, with all keys."""
     turned = rotate(q, *rotations(positions + more, head_dim))
     return turned @ rotate(k, *rotations(positions, head_dim)).mT
 
@@ -254,7 +254,7 @@ def rounded(x, places):
 
 
 # %% tags=["classroom"]
-starts = torch.arange(400)[None]
+starts = torch.arange(0, 1600, 4)[None]
 q, k = torch.randn(2, 1, 1, 1, 16, generator=generator).expand(
     2, 1, 1, 400, 16
 )
@@ -276,8 +276,8 @@ moved_along(
 # %% [markdown]
 # You see one flat line. *Added* and *mixed pairs* swing from the first token:
 # a phrase learnt at one place is another phrase elsewhere. *bfloat16* is the
-# treacherous one: it is good as long as the text is short, and the further
-# along, the coarser the angles become. No error is raised in any of them.
+# treacherous one: all is well while the text is short, and the further along,
+# the coarser the angles become. No error is raised in any of them.
 
 # %% [markdown]
 # ## One token, again and again

@@ -194,7 +194,7 @@ def moved_along(
         f"The same two tokens, always {distance} apart: the score stays where it is "
         f"with {' and '.join(still) or 'none of these'} only",
         rows=len(scores),
-        height=0.9 + 1.1 * len(scores),
+        height=0.9 + 0.95 * len(scores),
         sharex=True,
         sharey=True,
     )

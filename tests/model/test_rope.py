@@ -6,7 +6,7 @@ import pytest
 import torch
 from rotary_embedding_torch import RotaryEmbedding
 
-from minipalm.model.rope import rotate, rotations
+from minipalm.model.rope import rotate, rotations, scores_by_distance, wavelengths
 from tests.small import seeded
 
 B, H, T, K = 2, 3, 5, 8
@@ -103,3 +103,28 @@ def test_rope_keeps_the_type_of_its_vectors_and_does_not_change_them():
 def test_an_odd_head_width_is_refused():
     with pytest.raises(ValueError, match=r"head width must be even \(got 5\)"):
         rotations(torch.zeros(1, 1, dtype=torch.long), 5)
+
+
+def test_a_pair_is_back_where_it_was_after_its_wavelength():
+    lengths = wavelengths(K, base=100.0)
+    assert lengths.shape == (K // 2,) and lengths.dtype == torch.float32
+    whole = lengths.double().round().long()
+    cosine = rotations(whole[None], K, base=100.0)[0][0, 0]
+    expected = (2 * math.pi * whole / lengths).cos()
+    torch.testing.assert_close(cosine.diagonal(), expected, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"head width must be even \(got 7\)"):
+        wavelengths(7)
+
+
+@pytest.mark.parametrize("start", [0, 40])
+def test_scores_by_distance_are_those_of_rotated_queries_and_keys(start):
+    generator = seeded(3)
+    q, k = torch.randn(2, 4, K, generator=generator)
+    distances = torch.tensor([5, 0, 31, -2])
+    scores = scores_by_distance(q, k, distances)
+    keys = rotate(k[None, :, None], *rotations(torch.tensor([[start]]), K))
+    for column, distance in enumerate(distances.tolist()):
+        place = torch.tensor([[start + distance]])
+        queries = rotate(q[None, :, None], *rotations(place, K))
+        expected = (queries * keys).sum(-1)[0, :, 0] / math.sqrt(K)
+        torch.testing.assert_close(scores[:, column], expected, atol=1e-4, rtol=0)
