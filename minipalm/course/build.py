@@ -34,8 +34,10 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 from minipalm.course import ROOT, outputs
+from minipalm.course.documents import documents
 from minipalm.course.exercise import Exercise, exercises
 from minipalm.course.source import stub, symbol_source
+from minipalm.data.files import write_text
 
 CHECK_TAGS = ["check", "classroom", "nbval-check-output"]  # the last one is nbval's
 METADATA = {
@@ -242,13 +244,20 @@ def main(argv: list[str] | None = None) -> int:
         if not args.check:
             write(texts, ROOT / folder)
         wrong += [f"{folder}/{line}" for line in differences(texts, ROOT / folder)]
+    status = 0
+    if args.run is not None and not wrong:  # given without names, it is []
+        status = outputs.refresh([ROOT / "solutions" / f"{one}.ipynb" for one in names])
+    for path, text in documents().items():
+        if path.exists() and path.read_text("utf-8") == text:
+            continue
+        if args.check:
+            wrong.append(f"{path.relative_to(ROOT)} is not what the lessons say")
+        else:
+            write_text(path, text)
+            print(f"wrote {path}")
     for line in wrong:
         print(line, file=sys.stderr)
-    if wrong:
-        return 1
-    if args.run is None:  # given without names, it is []
-        return 0
-    return outputs.refresh([ROOT / "solutions" / f"{name}.ipynb" for name in names])
+    return 1 if wrong else status
 
 
 if __name__ == "__main__":

@@ -44,6 +44,13 @@ def check(candidate: Any) -> Any:
     return candidate if verdict.status == "ok" else exercise.answer
 
 
+def board_line(exercise: Exercise, verdict: Verdict | None) -> str:
+    """A mark, the exercise, where it stands."""
+    status = verdict.status if verdict else "not checked"
+    mark = {"ok": "●", "not yet": "◐"}.get(status, "○")
+    return f"{mark} {exercise.id:5} {exercise.title:28} {status}"
+
+
 def progress() -> None:
     """Print the board: each exercise of this lesson and where you are with it."""
     if not board:
@@ -51,10 +58,7 @@ def progress() -> None:
         return
     lesson = exercises()[next(reversed(board))].lesson
     mine = list(of_lesson(lesson))
-    done = 0
     for one in mine:
-        status = board[one.name].status if one.name in board else "not checked"
-        done += status == "ok"
-        mark = {"ok": "●", "not yet": "◐"}.get(status, "○")
-        print(f"{mark} {one.id:5} {one.title:28} {status}")
+        print(board_line(one, board.get(one.name)))
+    done = sum(one.name in board and board[one.name].status == "ok" for one in mine)
     print(f"{done} of {len(mine)} right")

@@ -9,7 +9,7 @@ from minipalm.course import ROOT
 
 def main(argv: list[str]) -> int:
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}"]
-    command += ["--LabApp.default_url=/lab/tree/solutions", "--LabApp.news_url=None"]
+    command += ["--LabApp.default_url=/lab/tree/notebooks", "--LabApp.news_url=None"]
     command += argv
     if os.name == "nt":
         return subprocess.call(command)

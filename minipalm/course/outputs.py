@@ -1,5 +1,7 @@
 """Run the solutions, and keep in them what their cells print and draw."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from minipalm.course import ROOT
+from minipalm.data.files import write_text
 from minipalm.spmd import known_parameters
 
 STORED = ("text/plain", "text/html", "text/markdown", "image/png", "image/svg+xml")
@@ -53,6 +56,25 @@ def store(executed: Path, solution: Path) -> list[str]:
     return lines
 
 
+def cpu_of_children() -> float:
+    """CPU-seconds of the processes that have ended, and of theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def note_time(lesson: str, cpu_seconds: float) -> None:
+    """Write down how long a lesson computes, and how fast this machine is."""
+    from minipalm.course.doctor import seconds_of_work
+
+    path = ROOT / "data" / "results" / "lessons.json"
+    noted = json.loads(path.read_text("utf-8")) if path.exists() else {"lessons": {}}
+    noted["lessons"][lesson] = round(cpu_seconds, 1)
+    noted["lessons"] = dict(sorted(noted["lessons"].items()))
+    noted["step_seconds"] = round(seconds_of_work(), 4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(noted, indent=1) + "\n")
+
+
 def refresh(solutions: list[Path]) -> int:
     """Execute notebooks in order at toy scale and store what they show.
 
@@ -70,8 +92,10 @@ def refresh(solutions: list[Path]) -> int:
             if name in given:
                 command += ["-p", name, given[name]]
         command += [str(solution), str(stage / solution.name)]
+        before = cpu_of_children()
         if subprocess.run(command, cwd=ROOT).returncode:
             return 1
+        note_time(solution.stem, cpu_of_children() - before)
         for line in store(ROOT / stage / solution.name, solution):
             print(f"not kept: {line}", file=sys.stderr)
             status = 1

@@ -19,7 +19,6 @@ from minipalm.course.guard import TimeUp, within
 from minipalm.course.judge import difference, judge
 from minipalm.rlhf.gae import gae, whiten
 
-
 ID = exercises()["whiten"].id
 
 
