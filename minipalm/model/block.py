@@ -92,9 +92,9 @@ class ParallelBlock(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         rope: Rotations,
-        mask: Bool[Tensor, "B T S"] | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        mask: Bool[Tensor, "B T S"] | None,
+        cache: KVCache | None,
+        layer: int,
     ) -> Float[Tensor, "B T D"]:
         """x + attention(norm(x)) + swiglu(norm(x)), for all T tokens.
 
@@ -154,9 +154,9 @@ class SerialBlock(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         rope: Rotations,
-        mask: Bool[Tensor, "B T S"] | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        mask: Bool[Tensor, "B T S"] | None,
+        cache: KVCache | None,
+        layer: int,
     ) -> Float[Tensor, "B T D"]:
         """y = x + attention(norm(x)), then y + swiglu(norm'(y)), for all T tokens.
 

@@ -271,8 +271,8 @@ ATTENTION = Exercise(
             ("/ math.sqrt(K)", "/ K"),
         ),
         Trap(
-            "It divides by the root of all heads' width, H·K. A score is a sum over one "
-            "head: √K.",
+            "It divides by the root of all heads' width, H·K. A score is a sum over "
+            "one head: √K.",
             ("/ math.sqrt(K)", "/ math.sqrt(H * K)"),
         ),
         Trap(
@@ -470,8 +470,8 @@ CACHE = Exercise(
             (WRITE_V, WRITE_V.replace("= v", "= k")),
         ),
         Trap(
-            "The tokens are joined for this call only and not kept: the next call finds "
-            "zeros in their place.",
+            "The tokens are joined for this call only and not kept: the next call "
+            "finds zeros in their place.",
             (WRITE_K, "old = self.length"),
             (WRITE_V, "parts = self.keys[layer, :, :, :old], k"),
             (
@@ -508,8 +508,8 @@ CACHE = Exercise(
                 WRITE_V,
                 "both = []\n"
                 "        for all_, new in ((self.keys, k), (self.values, v)):\n"
-                "            both.append(torch.cat([all_[layer][:, :, :begin], new], 2))\n"
-                "            all_[layer].index_copy_(2, places, new)",
+                "            both.append(torch.cat([all_[layer][:, :, :begin], new], "
+                "2))\n            all_[layer].index_copy_(2, places, new)",
             ),
             (RETURN, "return both[0], both[1]"),
         ),
@@ -577,8 +577,8 @@ BYTES = Exercise(
             ("return 2 * config", "return config"),
         ),
         Trap(
-            "Query heads are counted. Only keys and values are kept, so it is kv_heads, "
-            "however many query heads read them.",
+            "Query heads are counted. Only keys and values are kept, so it is "
+            "kv_heads, however many query heads read them.",
             ("config.kv_heads * config.head_dim", "config.heads * config.head_dim"),
         ),
         Trap(
