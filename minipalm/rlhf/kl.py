@@ -41,8 +41,8 @@ def k3(
         ref_logprobs: log π_ref(y) of the same tokens.
 
     Returns:
-        one number a token, correct to five digits also where the two differ by 1e-4
-        only: near 0, r − 1 as a difference of float32 numbers is mostly rounding.
+        one number a token, right to four digits even where the two differ by 0.005
+        only: there r − 1 as a difference of float32 numbers has lost most of its own.
 
     Example: logprobs log .5, ref_logprobs log .25: r = ½, k3 = −½ + log 2 = .1931.
     """
