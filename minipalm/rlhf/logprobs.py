@@ -80,7 +80,7 @@ def response_logits(
     """
     # The last token predicts nothing that is asked for.
     ids = torch.cat([prompts, responses[:, :-1]], dim=1)
-    segments = torch.cat([prompt_mask, mask[:, :-1]], dim=1).long()
+    segments = torch.cat([prompt_mask, mask[:, :-1]], dim=1).to(torch.long)
     hidden = policy.hidden(ids, segments, last=responses.shape[1])
     return policy.logits(hidden).float() / temperature
 

@@ -97,7 +97,7 @@ class RewardModel(nn.Module):
         the score 0.5.
         """
         ids = torch.cat([prompts, responses], dim=1)
-        segments = torch.cat([prompt_mask, mask], dim=1).long()
+        segments = torch.cat([prompt_mask, mask], dim=1).to(torch.long)
         hidden = self.trunk.hidden(ids, segments, last=responses.shape[1])
         return (
             self.head(pool(hidden, mask, self.pooling))[:, 0] - self.mean

@@ -329,7 +329,7 @@ def logits_by_rows(policy, prompts, prompt_mask, responses, mask, temperature=1.
 
 
 IDS = "torch.cat([prompts, responses[:, :-1]], dim=1)"
-SEGMENTS = "torch.cat([prompt_mask, mask[:, :-1]], dim=1).long()"
+SEGMENTS = "torch.cat([prompt_mask, mask[:, :-1]], dim=1).to(torch.long)"
 
 LOGITS = Exercise(
     id="9.3",
@@ -356,12 +356,15 @@ LOGITS = Exercise(
             "One place too late: the logits at a token predict the one *after* it. "
             "Those of the answer's first token come from the prompt's last.",
             (IDS, "torch.cat([prompts, responses], dim=1)"),
-            (SEGMENTS, "torch.cat([prompt_mask, mask], dim=1).long()"),
+            (SEGMENTS, "torch.cat([prompt_mask, mask], dim=1).to(torch.long)"),
         ),
         Trap(
             "One place too early: start at the prompt's last token, place P − 1.",
             (IDS, "torch.cat([prompts, responses[:, :-1]], dim=1)[:, :-1]"),
-            (SEGMENTS, "torch.cat([prompt_mask, mask[:, :-1]], dim=1)[:, :-1].long()"),
+            (
+                SEGMENTS,
+                "torch.cat([prompt_mask, mask[:, :-1]], dim=1)[:, :-1].to(torch.long)",
+            ),
         ),
         Trap(
             "The temperature is forgotten: then policy and sampler follow different "
@@ -409,7 +412,10 @@ LOGITS = Exercise(
             "The answer is read without its prompt: what is asked for is "
             "log π(answer | prompt).",
             (IDS, "torch.cat([prompts[:, -1:], responses[:, :-1]], dim=1)"),
-            (SEGMENTS, "torch.cat([prompt_mask[:, -1:], mask[:, :-1]], dim=1).long()"),
+            (
+                SEGMENTS,
+                "torch.cat([prompt_mask[:, -1:], mask[:, :-1]], dim=1).to(torch.long)",
+            ),
         ),
     ),
     twins=(Twin(logits_of_all), Twin(logits_by_rows)),
