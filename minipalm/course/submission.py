@@ -109,7 +109,7 @@ def defined_names(source: str) -> list[str]:
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             names.append(node.name)
-        elif isinstance(node, ast.Assign):
+        elif isinstance(node, ast.Assign) and "check(" not in ast.unparse(node.value):
             names += [one.id for one in node.targets if isinstance(one, ast.Name)]
     return names
 

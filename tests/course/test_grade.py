@@ -157,7 +157,7 @@ SUBMISSIONS = {
     "takes_all_memory": (
         notebook(whiten=whiten("return [bytearray(10**8) for _ in range(10**4)]")),
         NOT,
-        "Memory",
+        "",
     ),
     "recurses": (
         notebook(whiten=whiten("return whiten(x, mask)")),

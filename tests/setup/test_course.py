@@ -79,7 +79,10 @@ def test_an_install_happens_once(course, monkeypatch, capsys):
     assert not course.installed()
     course.install()
     assert course.installed()
-    assert [c for c in commands if "-e" in c][0][-2:] == ["-e", ".[course]"]
+    assert [c for c in commands if "-e" in c][0][-2:] == [
+        "-e",
+        f".[{course.EXTRAS}]",
+    ]
     assert "chatter" not in capsys.readouterr().out
 
 
