@@ -39,7 +39,20 @@ class Critic(nn.Module):
     ) -> Float[Tensor, "B T"]:
         """V_t for each response token; column 0 is the value of the bare prompt.
 
-        V_t is read one place before token t, so it cannot know what it will judge.
+        V_t is read one place before token t, so it cannot know what it will judge. It
+        carries a gradient to trunk and head.
+
+        Args:
+            prompts, prompt_mask: left-padded.
+            responses, mask: right-padded. What stands where a mask is False changes no
+                value where it is True; there, anything may come back.
+
+        `self.trunk.hidden(ids, segments, last=n)` gives the states at the last n places
+        of rows of tokens; segments is 1 at tokens, 0 at padding. `self.head` makes a
+        score of each state. `self.pooling` makes values of the scores, see above.
+
+        Example: the head gives .5 at the prompt's last token, then 1, 2, 6 at an answer
+        of three tokens: V is (.5, 1, 2) for "last", (.5, 1, 1.5) for "mean".
         """
         ids = torch.cat([prompts, responses[:, :-1]], dim=1)
         segments = torch.cat([prompt_mask, mask[:, :-1]], dim=1).long()
@@ -59,6 +72,16 @@ def critic_from_reward_model(reward_model: RewardModel) -> Critic:
     as w / std and (b − mean) / std, makes the value of a whole answer equal to its
     score. Without it the critic starts off by the raw scale, and with another pooling
     by the spread of single tokens' scores.
+
+    Args:
+        reward_model: its `trunk`, `head` (weight and bias), `pooling`, `mean` and `std`
+            are read; it is not changed, now or when the critic learns.
+
+    Returns:
+        a critic of its own, with the reward model's pooling.
+
+    Example: raw scores of mean 3 and std 2, a head with weights w and bias 1: the
+    critic's head has weights w / 2 and bias −1.
 
     Source: Ouyang et al. 2022, InstructGPT (arXiv 2203.02155), section 3.5 and appendix
     C.4, for the start from the reward model.

@@ -37,19 +37,20 @@ def policy_loss(
     gets no more gradient.
 
     Args:
-        logprobs: log π(y_t), with a gradient.
-        old_logprobs: of the policy that sampled.
-        advantages: A_t, without a gradient.
-        mask: True at the tokens of the answers.
-        clip: ε.
-        total: tokens to average over; by default those of mask (see `masked_mean`).
+        logprobs: log π(y_t), nats; carries the gradient.
+        old_logprobs: of the policy that sampled. A constant, like
+        advantages: A_t. If either comes with a gradient, it is cut off.
+        mask: True at the tokens of the answers; what stands elsewhere has no effect.
+        clip: ε, the same on both sides of 1.
+        total: tokens to divide the sum by; by default those of mask (`masked_mean`).
 
     Example: A = (1, 1, −1, −1), ρ = (1.5, .5, 1.5, .5), ε = .2 have the losses
     (−1.2, −.5, 1.5, .8).
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
     """
-    ratio = (logprobs - old_logprobs).exp()
+    advantages = advantages.detach()  # constants: no gradient through the critic
+    ratio = (logprobs - old_logprobs.detach()).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     losses = -torch.minimum(ratio * advantages, clipped * advantages)
     return masked_mean(losses, mask, total)
@@ -65,18 +66,23 @@ def value_loss(
 ) -> Float[Tensor, ""]:
     """½ max((V − R)², (clip(V, V_old ± ε) − R)²), mean over response tokens.
 
+    The larger of the two counts: a value that has moved by more than ε towards its
+    return gets no more gradient, one that has moved away from it always does.
+
     Args:
-        values: V_t, with a gradient.
-        old_values: V_t when the answers were given.
-        returns: R_t, without a gradient.
-        mask: True at the tokens of the answers.
+        values: V_t; carries the gradient.
+        old_values: V_t when the answers were given. A constant, like
+        returns: R_t. If either comes with a gradient, it is cut off.
+        mask: True at the tokens of the answers; what stands elsewhere has no effect.
         clip: ε, in units of the reward.
         total: see `policy_loss`.
 
-    Example: V = 1, V_old = .5, R = 1.2, ε = .2 has the loss .125.
+    Example: V = 1, V_old = .5, R = 1.2, ε = .2: clip(V) = .7, and the loss is
+    ½ · .5² = .125.
 
     Source: Engstrom et al. 2020 (arXiv 2005.12729), section 3, point 1.
     """
+    old_values, returns = old_values.detach(), returns.detach()
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     errors = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
     return masked_mean(errors / 2, mask, total)
@@ -108,7 +114,21 @@ class PPOStats:
 def minibatches(
     rollout: Rollout, config: PPOConfig, generator: torch.Generator
 ) -> Iterator[Rollout]:
-    """Every answer once an epoch, in a new order each epoch."""
+    """Every answer once an epoch, in a new order each epoch.
+
+    Args:
+        rollout: N answers; `rollout[rows]` gives some of them, by a tensor of row
+            numbers, and `len(rollout)` is N.
+        config: `config.epochs` passes, in parts of `config.minibatch_size` answers. An
+            epoch's last part is smaller where the size does not divide N.
+        generator: draws the orders, and nothing else does: the same state of it gives
+            the same minibatches.
+
+    Returns:
+        epochs × ⌈N / minibatch_size⌉ parts, one after the other.
+
+    Example: 5 answers in minibatches of 2, 2 epochs: parts of 2, 2, 1, 2, 2, 1 answers.
+    """
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout), generator=generator)
         for rows in order.split(config.minibatch_size):
@@ -123,7 +143,19 @@ def minibatch_gradients(
     config: PPOConfig,
     stats: PPOStats,
 ) -> None:
-    """Add the gradients and the stats of some rows of a minibatch of `total` tokens."""
+    """Add the gradients and the stats of some rows of a minibatch of `total` tokens.
+
+    Minimised are policy_loss − entropy_coef · entropy, and value_loss, each by a
+    backward pass of its own: neither network hears of the other's loss.
+
+    Args:
+        policy, critic: their .grad is added to; no weight is changed.
+        micro: rows of the minibatch.
+        total: tokens of the whole minibatch, so that its parts add up to its mean.
+        config: clip, value_clip, entropy_coef (per nat; a bonus) and temperature, that
+            of the sampler, are read.
+        stats: losses, ratio, clip_fraction and approx_kl are added to.
+    """
     logits = response_logits(policy, *micro.tokens, temperature=config.temperature)
     logprobs = token_logprobs(logits, micro.responses)
     loss = policy_loss(
@@ -152,6 +184,15 @@ def minibatch_gradients(
         stats.approx_kl += masked_mean(moved, micro.mask, total).item()
 
 
+def mean_stats(done: list[PPOStats]) -> PPOStats:
+    """Means over an update's steps, and the number of those that were applied."""
+    means = {
+        field.name: sum(getattr(one, field.name) for one in done) / len(done)
+        for field in fields(PPOStats)
+    }
+    return PPOStats(**{**means, "steps": sum(one.steps for one in done)})
+
+
 def ppo_update(
     policy: PaLM,
     critic: Critic,
@@ -163,18 +204,32 @@ def ppo_update(
 ) -> PPOStats:
     """Improve policy and critic on one rollout: epochs × minibatches of steps.
 
-    The step whose approx_kl exceeds `stop_kl` is not applied, and ends the update. The
-    losses are means over a minibatch's own tokens, so those of a smaller last one weigh
-    more.
+    For each part that `minibatches` gives: add up its gradients with
+    `minibatch_gradients`, at most `config.micro_batch` answers at a time (0: all at
+    once), every time with the token count of the whole minibatch as `total`. Then clip
+    each network's gradient to the norm `config.grad_clip`, on its own, and let both
+    optimizers step. The next minibatch begins with gradients of zero.
+
+    If `config.stop_kl` is given and a minibatch's approx_kl exceeds it, that step is
+    not applied, nor is any later one, and none of its gradients is left behind.
+
+    The losses are means over a minibatch's own tokens, so those of a smaller last one
+    weigh more.
 
     Args:
         policy, critic: changed in place.
-        rollout: from the policy as it is now; its advantages are whitened.
-        policy_optimizer, critic_optimizer: each network has its own, and its own
-            gradient clipping.
+        rollout: from the policy as it is now; its advantages are whitened. It is not
+            changed: the ratio is to the policy that sampled, in every step.
+        policy_optimizer, critic_optimizer: each network has its own.
         config: epochs, minibatch_size, micro_batch, clip, value_clip, entropy_coef,
             temperature, stop_kl and grad_clip are read.
         generator: shuffles the minibatches; on the CPU.
+
+    Returns:
+        `mean_stats` of one PPOStats a minibatch, the refused one included. Each begins
+        as PPOStats(steps=1), with steps=0 for a refused one; `minibatch_gradients` adds
+        to it, and the norms before clipping go into policy_grad_norm and
+        value_grad_norm (0 in a refused one).
     """
     done: list[PPOStats] = []
     for batch in minibatches(rollout, config, generator):
@@ -196,8 +251,4 @@ def ppo_update(
         for optimizer in (policy_optimizer, critic_optimizer):
             optimizer.step()
             optimizer.zero_grad()
-    means = {
-        field.name: sum(getattr(one, field.name) for one in done) / len(done)
-        for field in fields(PPOStats)
-    }
-    return PPOStats(**{**means, "steps": sum(one.steps for one in done)})
+    return mean_stats(done)
