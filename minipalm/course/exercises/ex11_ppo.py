@@ -1000,12 +1000,9 @@ MINIBATCHES = Exercise(
             (
                 "    for _ in range(config.epochs):\n"
                 "        order = torch.randperm(len(rollout), generator=generator)\n",
-                "    every = torch.arange(len(rollout)).repeat(config.epochs)
-    "
-                "shuffled = every[torch.randperm(len(every), "
-                "generator=generator)]
-    for order in shuffled.split(len(rollout)):
-",
+                "    every = torch.arange(len(rollout)).repeat(config.epochs)\n"
+                "    order = torch.randperm(len(every), generator=generator)\n"
+                "    for order in every[order].split(len(rollout)):\n",
             ),
         ),
     ),
