@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
@@ -57,7 +57,7 @@ def four_networks(parameters: Mapping[str, int]) -> Figure:
         )
         ax.add_patch(box)
         middle = x + BOX[0] / 2
-        how = {"ha": "center", "va": "center", "color": INK}
+        how: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
         ax.text(middle, y + 0.2, name, fontsize=12, weight="bold", **how)
         ax.text(middle, y + 0.12, does, fontsize=9.5, **how)
         size = f"{parameters[name]:,}, {'trained' if trained else 'frozen'}"
@@ -78,8 +78,8 @@ def four_networks(parameters: Mapping[str, int]) -> Figure:
 
 
 def words(ax: Axes, text: str, at: tuple[float, float]) -> None:
-    how = {"ha": "center", "va": "center", "fontsize": 10, "color": INK}
-    ax.text(*at, text, style="italic", **how)
+    how: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
+    ax.text(*at, text, style="italic", fontsize=10, **how)
 
 
 def arrow(
