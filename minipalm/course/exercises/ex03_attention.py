@@ -420,8 +420,8 @@ CACHE = Exercise(
     id="3.3",
     answer=KVCache,
     hole="extend",
-    why="Keys and values of earlier tokens never change: a network that writes token by "
-    "token computes them once.",
+    why="Keys and values of earlier tokens never change: a network that writes token "
+    "by token computes them once.",
     difficulty=3,
     importance=4,
     minutes=12,

@@ -108,8 +108,8 @@ HEADS = Exercise(
         "first $H$ and the next $G$ are rotated.",
         '`heads = rearrange(qkv, "B T (heads K) -> B heads T K", K=config.head_dim)`',
     ),
-    bonus="Lay the columns out group by group instead: the queries of a group, its key, "
-    "its value. Why do libraries that split a network over cards like that order?",
+    bonus="Lay the columns out group by group instead: the queries of a group, its "
+    "key, its value. Why do libraries that split a network over cards like that order?",
     cases=heads_cases,
     oracle=heads_oracle,
     traps=(
@@ -135,7 +135,7 @@ HEADS = Exercise(
             (RETURN, "return rotated.split([heads.shape[1] - 2 * G, G, G], 1)"),
         ),
         Trap(
-            "Each head takes every so-manieth column. A head is K columns side by "
+            "Each head takes columns far apart. A head is K columns side by "
             "side: (heads K), not (K heads).",
             ("(heads K)", "(K heads)"),
         ),
@@ -541,8 +541,8 @@ SERIAL = Exercise(
         "`q, k, v = split_heads(self.w_qkv(self.attention_norm(x)), self.config, "
         "rope)`",
     ),
-    bonus="Train a third kind: feed-forward first, attention second. Which of the three "
-    "has the lowest loss after as many steps?",
+    bonus="Train a third kind: feed-forward first, attention second. Which of the "
+    "three has the lowest loss after as many steps?",
     run=pass_through,
     cases=block_cases,
     oracle=block_oracle(serial=True),
