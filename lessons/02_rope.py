@@ -130,7 +130,7 @@ positions = torch.randint(40, (1, 12), generator=generator)
 
 
 def scores_at(positions, more=0):
-    """Scores of all queries, `more` tokens later, with all keys."""
+    """Scores with all keys, the queries `more` tokens later."""
     turned = rotate(q, *rotations(positions + more, head_dim))
     return turned @ rotate(k, *rotations(positions, head_dim)).mT
 
@@ -160,9 +160,9 @@ for base in (100.0, 10_000.0, 1_000_000.0):
     turns = wavelengths(head_dim, base)
     slow = int((turns > preset.window).sum())
     print(
-        f"base {base:9,.0f}: {turns[0]:.1f} to {turns[-1]:12,.0f} tokens a turn;"
-        f" {slow} of {len(turns)} pairs turn less than once in a row"
+        f"base {base:,.0f}: {turns[0]:.1f} to {turns[-1]:,.0f} tokens a turn"
     )
+    print(f"    in a row, {slow} of {len(turns)} pairs make less than one")
 
 # %% [markdown]
 # ## A score that takes a distance
