@@ -1,6 +1,7 @@
 """What a lesson calls: `gae = check(gae)`, and `progress()` at its end."""
 
 import inspect
+import textwrap
 from typing import Any
 
 from minipalm.course.exercise import Exercise, exercises, of_lesson
@@ -10,13 +11,13 @@ board: dict[str, Verdict] = {}  # of this notebook: exercise's name -> last verd
 
 
 def line(exercise: Exercise, verdict: Verdict) -> str:
-    """The one line that a learner reads."""
+    """What a learner reads: one line, folded where it is long."""
     text = f"{exercise.id} {exercise.title}: {verdict.status}"
     if verdict.message:
         text += f": {verdict.message}"
     if verdict.status != "ok":
         text += f" [until then, the packaged {exercise.name} goes on below]"
-    return text
+    return textwrap.fill(text, 84, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def check(candidate: Any) -> Any:

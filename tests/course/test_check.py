@@ -30,7 +30,9 @@ def said(capsys):
         scope = {name: candidate, "check": front.check}
         capsys.readouterr()
         exec(f"result = check({name})", scope)
-        return scope["result"], capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert max(map(len, printed.splitlines())) <= 84  # a page's width
+        return scope["result"], printed.replace("\n    ", " ")
 
     return checked
 
