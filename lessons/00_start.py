@@ -258,7 +258,8 @@ for prompt, text, proxy, gold in sorted(fresh, key=lambda one: -one[2])[:5]:
 # %% [markdown]
 # These are the answers that the reward model likes best. It never saw such
 # texts while it learned, so it has no opinion of them that is worth having,
-# but it has a number. Lesson 12 measures this, and the penalty is there for it.
+# but it has a number. This is what the penalty is for, and lesson 12 measures
+# it.
 #
 # ## Stage 5: is it better?
 #
