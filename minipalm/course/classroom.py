@@ -28,8 +28,12 @@ def start_afresh(out: str, stage: str, scale: str) -> None:
 
     What `./course run` has made in runs/toy stays as it is.
     """
-    if Path(out) != LENDER:
-        shutil.rmtree(Path(out, stage), ignore_errors=True)
+    folder = Path(out, stage)
+    for old in folder.iterdir() if Path(out) != LENDER and folder.is_dir() else ():
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.suffix != ".ipynb":  # a batch run is writing its notebook there
+            old.unlink()
     borrow(out, STAGES[: STAGES.index(stage)], scale)
 
 
