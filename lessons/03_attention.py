@@ -292,13 +292,14 @@ guessing = {"knows nothing": math.log(tokenizer.vocab_size)}
 plot.loss_curves(curves, levels=guessing)
 
 # %% [markdown]
-# The model without the mask looks like the better one by far. Let both write:
+# The model without the mask looks like the better one by far. Let both write,
+# and measure both again, this time behind the mask:
 
 
 # %% tags=["classroom"]
 @torch.no_grad()
-def tale(model: nn.Module, words: int = 20) -> str:
-    ids = torch.tensor([[tokenizer.bos_id]])
+def tale(model: nn.Module, begin: str, words: int = 18) -> str:
+    ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(begin)]])
     torch.manual_seed(seed)
     for _ in range(words):
         here = torch.ones_like(ids)
@@ -307,13 +308,23 @@ def tale(model: nn.Module, words: int = 20) -> str:
     return tokenizer.decode(ids[0].tolist())
 
 
+@torch.no_grad()
+def honest_loss(model: nn.Module) -> float:
+    """With the mask, whatever it was trained with."""
+    ids = rows[:256]
+    one_text = torch.ones_like(ids[:, 1:])
+    logits = model(ids[:, :-1], attention_mask(one_text, one_text))
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+
+
 for name, model in models.items():
-    print(f"{name}:\n   {tale(model)}")
+    print(f"{name}: {honest_loss(model):.2f} nats a token behind the mask")
+    print(f"    {tale(model, 'once there was a')}")
 
 # %% [markdown]
-# When it writes, there is no next word to look at, and it has learnt nothing
-# else. A training loss that is too good is a bug: compare it with what the
-# text can be guessed at, and read samples.
+# When it writes, there is no next word to look at, and it has learnt little
+# else: behind the mask, its loss is far above the other's. A training loss
+# that is too good is a bug. Read samples, early.
 #
 # Try other ways to break it: write `<` for `<=` in your mask, or deal heads
 # out with `h % G`, run the notebook again from there, and see which figures

@@ -79,9 +79,9 @@ def cache_steps(
     )
     colors = ListedColormap(["white", EARLIER, HIDDEN, USED])
     for ax, cells, cached in zip(axes, panels, (False, True)):
-        ax.imshow(cells, cmap=colors, vmin=0, vmax=3)
-        ax.set_xticks(torch.arange(-0.5, T).tolist(), minor=True)
-        ax.set_yticks(torch.arange(-0.5, T).tolist(), minor=True)
+        ax.imshow(cells.numpy(), cmap=colors, vmin=0, vmax=3)
+        ax.set_xticks([n - 0.5 for n in range(T + 1)], minor=True)
+        ax.set_yticks([n - 0.5 for n in range(T + 1)], minor=True)
         ax.grid(False)
         ax.grid(which="minor", color=RULE, linewidth=0.6)
         ax.tick_params(which="minor", length=0)
