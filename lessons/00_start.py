@@ -318,7 +318,8 @@ for wider in (0, 20, 60):
 # You have seen the whole way once: reading, imitating, judging, improving, and
 # asking whether it is better. The folder named in the parameters holds all of
 # it, and later lessons borrow from there whatever you have not made yourself.
-#
+
+# %% [markdown]
 # ## What real systems do differently
 #
 # - They are far larger and read far more. The stages and the four networks are
@@ -327,14 +328,16 @@ for wider in (0, 20, 60):
 #   a gold reward; one watches the KL, reads samples, and holds out judges.
 # - Many skip the critic or even the sampling: GRPO, RLOO, DPO. A later lesson
 #   builds them beside PPO.
-#
+
+# %% [markdown]
 # ## Left out on purpose
 #
 # How any of this works: that is the rest of the course. Also the engineering
 # of many machines: [nanochat](https://github.com/karpathy/nanochat) shows a
 # whole pipeline on one node in readable form, and
 # [torchtitan](https://github.com/pytorch/torchtitan) shows many of them.
-#
+
+# %% [markdown]
 # ## Further reading
 #
 # - Ouyang et al. 2022, *Training language models to follow instructions with

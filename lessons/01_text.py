@@ -73,8 +73,8 @@ print(f"{len(tale.split())} words, {len(byte_ids(tale))} bytes: {tale}")
 # The ids below the first byte are kept for three tokens that no text holds:
 # `<pad>` fills rows, `<bos>` begins a prompt, `<eos>` ends an answer.
 #
-# Attention costs the square of the length, and a model that predicts bytes must
-# learn to spell. Longer pieces are cheaper. Which pieces?
+# Attention costs the square of the length, and a model that predicts bytes
+# must learn to spell. Longer pieces are cheaper. Which pieces?
 #
 # ## Glue what stands together
 #
@@ -397,7 +397,8 @@ interactive(
 # You can take any text to ids and back, lay texts in one row or in padded rows
 # whose mask keeps the ends, and you know a world in which "better" has a
 # number. Next: how a network knows which token came first.
-#
+
+# %% [markdown]
 # ## What real systems do differently
 #
 # - They learn many more merges from far more text; the loop is yours, in a
@@ -407,9 +408,10 @@ interactive(
 #   user's text.
 # - They pack several short texts into one row in place of padding; you build
 #   that in lesson 07.
-# - Their labellers are people: they differ from each other, tire, and are taken
-#   in by length and confidence.
-#
+# - Their labellers are people: they differ from each other, tire, and are
+#   taken in by length and confidence.
+
+# %% [markdown]
 # ## Left out on purpose
 #
 # Unigram tokenizers and sampling among several ways to cut a word
@@ -417,7 +419,8 @@ interactive(
 # normalisation, and speed
 # ([Hugging Face tokenizers](https://github.com/huggingface/tokenizers): the
 # tests of this package compare with it). Models that read bytes directly.
-#
+
+# %% [markdown]
 # ## Further reading
 #
 # - Sennrich, Haddow and Birch 2016, *Neural machine translation of rare words
