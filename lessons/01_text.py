@@ -352,7 +352,7 @@ from minipalm.data.gold import preference
 from minipalm.data.gold import label_pair
 
 # %%
-prompt, first, second = told_by["sloppy"][4]
+prompt, first, second = told_by["sloppy"][57]
 gold_a, gold_b = gold_reward(prompt, first), gold_reward(prompt, second)
 votes = Counter(label_pair(gold_a, gold_b, rng) for _ in range(1000))
 print(f"{prompt}\n  a {gold_a:.1f} {first}\n  b {gold_b:.1f} {second}")
