@@ -1,7 +1,6 @@
 """Lesson 11: both losses, the critic, minibatches, and the update itself."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,13 @@ from minipalm.config import PaLMConfig, PPOConfig
 from minipalm.course.exercise import Candidate, Case, Exercise, Trap, Twin
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.critic import Critic, critic_from_reward_model
-from minipalm.rlhf.ppo import minibatches, policy_loss, ppo_update, value_loss
+from minipalm.rlhf.ppo import (
+    PPOStats,
+    minibatches,
+    policy_loss,
+    ppo_update,
+    value_loss,
+)
 from minipalm.rlhf.reward import RewardModel
 from minipalm.rlhf.rollout import Rollout
 
@@ -118,8 +123,8 @@ POLICY_LOSS = Exercise(
         "$\\rho = \\exp(\\log\\pi - \\log\\pi_{old})$, mean over the mask.",
         "`ratio = (logprobs - old_logprobs.detach()).exp()`",
     ),
-    bonus="Draw the four cases (A above or below 0, ρ above or below 1 ± ε). In which one "
-    "would clipping without the minimum leave a mistake uncorrected for ever?",
+    bonus="Draw the four cases: A above or below 0, ρ above or below 1 ± ε. In which "
+    "one would clipping without the minimum leave a mistake uncorrected for ever?",
     cases=policy_cases,
     oracle=policy_oracle,
     traps=(
@@ -326,8 +331,8 @@ def value_loss_by_mse(values, old_values, returns, mask, clip=0.2, total=None):
 VALUE_LOSS = Exercise(
     id="11.2",
     answer=value_loss,
-    why="The critic must not run after one batch either: the next advantages are measured "
-    "against it.",
+    why="The critic must not run after one batch either: the next advantages are "
+    "measured against it.",
     difficulty=2,
     importance=4,
     minutes=7,
@@ -572,11 +577,11 @@ CRITIC = Exercise(
         "At which place of the row `prompt, answer` does the network know all that "
         "comes before token t, and nothing of token t?",
         "T places: from the prompt's last token to the last but one of the answer. For "
-        '"mean", $V_t = \\frac1t \\sum_{s<t} \\text{score}_s$ over the answer\'s tokens.',
+        '"mean", $V_t = \\frac1t \\sum_{s<t} \\text{score}_s$ over the answer.',
         "`ids = torch.cat([prompts, responses[:, :-1]], dim=1)`",
     ),
-    bonus="Let the critic see the token it judges, and train with it. Which curve of the "
-    "dashboard looks *better* than before, and why is that bad?",
+    bonus="Let the critic see the token it judges, and train with it. Which curve of "
+    "the dashboard looks *better* than before, and why is that bad?",
     cases=critic_cases,
     run=run_critic,
     oracle=critic_oracle,
@@ -605,7 +610,10 @@ CRITIC = Exercise(
         Trap(
             "The padding is read as if it were words. `segments` says what is a token: "
             "prompt_mask, then mask.",
-            ("hidden = self.trunk.hidden(ids, segments,", "hidden = self.trunk.hidden(ids,"),
+            (
+                "hidden = self.trunk.hidden(ids, segments,",
+                "hidden = self.trunk.hidden(ids,",
+            ),
         ),
         Trap(
             '`pooling` is not used: "mean" averages over the answer\'s tokens so far.',
@@ -645,14 +653,6 @@ CRITIC = Exercise(
             "The trunk learns nothing: the states are detached. The critic is a "
             "network of its own, trunk included.",
             ("self.head(hidden)", "self.head(hidden.detach())"),
-        ),
-        Trap(
-            "The prompt's padding is taken for words: segments is prompt_mask first, "
-            "then the answer's mask.",
-            (
-                "torch.cat([prompt_mask, mask[:, :-1]], dim=1)",
-                "torch.cat([torch.ones_like(prompt_mask), mask[:, :-1]], dim=1)",
-            ),
         ),
     ),
     twins=(Twin(CriticByShift), Twin(CriticByPrefix)),
@@ -748,8 +748,8 @@ START = Exercise(
         "\\cdot h + \\frac{b - \\text{mean}}{\\text{std}}$, in a copy of the trunk.",
         "`critic = Critic(copy.deepcopy(reward_model.trunk), reward_model.pooling)`",
     ),
-    bonus="Start the critic from the fine-tuned policy instead, with a new head. How many "
-    "iterations pass until its explained variance has caught up?",
+    bonus="Start the critic from the fine-tuned policy instead, with a new head. How "
+    "many iterations pass until its explained variance has caught up?",
     cases=start_cases,
     run=run_start,
     oracle=start_oracle,
@@ -1010,4 +1010,481 @@ MINIBATCHES = Exercise(
     equivalent={},
 )
 
-EXERCISES = (POLICY_LOSS, VALUE_LOSS, CRITIC, START, MINIBATCHES)
+# --- 11.6 ppo_update ----------------------------------------------------------------
+
+V, T = 7, 4  # words, tokens of the longest answer
+
+
+class Table(PaLM):
+    """A language model that knows the last token only: a table of logits."""
+
+    def __init__(self, table: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.table = nn.Parameter(table)
+
+    def hidden(self, ids, segments=None, positions=None, cache=None, last=None):
+        return F.one_hot(ids[:, -last:], V).float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.table
+
+
+class Guess(Critic):
+    """A critic that knows the last token only."""
+
+    def __init__(self, table: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.table = nn.Parameter(table)
+
+    def forward(
+        self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor
+    ) -> Tensor:
+        return self.table[before(prompts, responses)]
+
+
+def before(prompts: Tensor, responses: Tensor) -> Tensor:
+    """The token that stands before each token of an answer."""
+    return torch.cat([prompts[:, -1:], responses[:, :-1]], 1)
+
+
+@dataclass
+class World:
+    """A policy and a critic small enough to follow by hand, and what they work on.
+
+    lengths: of the answers; equal: whether all answers are one and the same, so that
+    their order cannot matter; away: how far the sampler is from the policy; bandit:
+    whether answers are all words, each once, with word 3 the good one.
+    """
+
+    seed: int
+    lengths: list[int]
+    lr: float = 0.5
+    equal: bool = False
+    away: float = 0.0
+    bandit: bool = False
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        draw = torch.Generator().manual_seed(self.seed)
+        return torch.randn(V, V, generator=draw), torch.randn(V, generator=draw)
+
+    def rollout(self, table: Tensor, guess: Tensor) -> Rollout:
+        """Answers with what this policy and this critic think of them now."""
+        draw = torch.Generator().manual_seed(self.seed + 1)
+        B = len(self.lengths)
+        prompts = torch.zeros(B, 2, dtype=torch.long)
+        responses = torch.randint(V, (B, T), generator=draw)
+        numbers = torch.randn(3, B, T, generator=draw)
+        mask = ragged(self.lengths, T)
+        if self.equal:
+            responses = responses[:1].expand(B, T)
+            numbers = numbers[:, :1].expand(3, B, T)
+        if self.bandit:
+            responses = torch.arange(V)[:, None].expand(V, T)
+            numbers = 2.5 * (responses == 3) - 0.4 + 0 * numbers
+        advantages, returns = 2.0 * numbers[0], 3.0 * numbers[1]
+        law = table.detach()[before(prompts, responses)].log_softmax(-1)
+        logprobs = law.gather(-1, responses[..., None])[..., 0]
+        logprobs = torch.where(mask, logprobs + self.away * numbers[2], 0.0)
+        values = torch.where(mask, guess.detach()[before(prompts, responses)], 0.0)
+        seen = torch.ones(B, 2, dtype=torch.bool)
+        answers = prompts, seen, responses, mask, logprobs, logprobs
+        return Rollout(*answers, returns[:, 0], values, advantages, returns)
+
+
+class Counting(torch.optim.SGD):
+    """An optimizer that counts its steps."""
+
+    steps = 0
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        self.steps += 1
+
+
+def a_config(epochs: int, size: int, **other: float | None) -> PPOConfig:
+    return PPOConfig(
+        iterations=1,
+        batch_size=size,
+        minibatch_size=size,
+        epochs=epochs,
+        policy_lr=0.1,
+        value_lr=0.1,
+        **{"grad_clip": 1.0, **other},  # type: ignore[arg-type]
+    )
+
+
+def update_cases(seed: int) -> list[Case]:
+    ragged_world = [4, 2, 3, 1, 4]
+
+    def world(lengths: list[int], **other: float) -> World:
+        return World(10 * seed, lengths, **other)  # type: ignore[arg-type]
+
+    equal = [3] * 6
+    stop = a_config(4, 6, stop_kl=0.02)
+    refuse = a_config(3, 5, stop_kl=0.0)
+    go_on = a_config(1, 6)
+    return [
+        Case("one step", world(ragged_world), [a_config(1, 5)]),
+        Case("three epochs", world(ragged_world), [a_config(3, 5, entropy_coef=0.1)]),
+        Case("parts of two", world(ragged_world), [a_config(2, 5, micro_batch=2)]),
+        Case("three minibatches", world(equal, equal=True), [a_config(2, 2)]),
+        Case("a smaller last one", world(equal[:5], equal=True), [a_config(2, 2)]),
+        Case("a tight clip", world(equal, equal=True), [a_config(2, 3, grad_clip=0.1)]),
+        Case("too far, then again", world(equal, lr=2.0, equal=True), [stop, go_on]),
+        Case(
+            "refused at once", world(ragged_world, away=0.5), [refuse, a_config(1, 5)]
+        ),
+        Case("a bandit", world([1] * V, bandit=True), 6 * [a_config(2, V)]),
+    ]
+
+
+def run_update(
+    candidate: Candidate, world: World, configs: list[PPOConfig]
+) -> dict[str, object]:
+    """An update for each config, of the same two networks; what is left of them."""
+    table, guess = world.tables()
+    policy, critic = Table(table), Guess(guess)
+    optimizers = [Counting(m.parameters(), lr=world.lr) for m in (policy, critic)]
+    generator = torch.Generator().manual_seed(world.seed)
+    stats = []
+    for config in configs:
+        rollout = world.rollout(policy.table, critic.table)
+        told = candidate(policy, critic, rollout, *optimizers, config, generator)
+        stats.append({one.name: getattr(told, one.name) for one in fields(PPOStats)})
+    return {
+        "steps of the optimizers": [one.steps for one in optimizers],
+        "chance of word 3": policy.table[0].softmax(0)[3].item(),
+        "the policy": policy.table.detach().clone(),
+        "the critic": critic.table.detach().clone(),
+        "stats": stats,
+    }
+
+
+def losses_by_hand(
+    table: Tensor, guess: Tensor, some: Rollout, config: PPOConfig
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Both losses of some answers, and the stats, token by token."""
+    n = int(some.mask.sum())
+    objective, error = torch.zeros(()), torch.zeros(())
+    told = dict.fromkeys(("policy_loss", "ratio", "clip_fraction", "approx_kl"), 0.0)
+    last = before(some.prompts, some.responses)
+    for b, t in some.mask.nonzero().tolist():
+        word, context, a = some.responses[b, t], last[b, t], some.advantages[b, t]
+        law = table[context].softmax(0)
+        ratio = law[word] / some.logprobs[b, t].exp()
+        low, high = 1 - config.clip, 1 + config.clip
+        held = (
+            ratio.detach().clamp(low, high) if (ratio < low or ratio > high) else ratio
+        )
+        gain = ratio * a if float(ratio * a) <= float(held * a) else held * a
+        objective = objective - gain / n
+        objective = objective + config.entropy_coef * (law * law.log()).sum() / n
+        value, wanted, old = guess[context], some.returns[b, t], some.values[b, t]
+        near = value.clamp(old - config.value_clip, old + config.value_clip)
+        far = (value - wanted).abs() >= (near - wanted).abs()
+        error = error + ((value if far else near) - wanted) ** 2 / 2 / n
+        told["policy_loss"] -= gain.item() / n
+        told["ratio"] += ratio.item() / n
+        told["clip_fraction"] += (abs(ratio.item() - 1) > config.clip) / n
+        told["approx_kl"] += (ratio - 1 - ratio.log()).item() / n
+    return objective, error, told | {"value_loss": error.item()}
+
+
+def update_oracle(world: World, configs: list[PPOConfig]) -> dict[str, object]:
+    """Gradient descent with plain arithmetic; no optimizer, no module."""
+    table, guess = (x.requires_grad_(True) for x in world.tables())
+    stats, steps = [], 0
+    for config in configs:
+        rollout, done, refused = world.rollout(table, guess), [], False
+        for _ in range(config.epochs):
+            for start in range(0, len(rollout), config.minibatch_size):
+                if refused:
+                    continue
+                some = rollout[slice(start, start + config.minibatch_size)]
+                objective, error, told = losses_by_hand(table, guess, some, config)
+                done.append(told)
+                told |= {"policy_grad_norm": 0.0, "value_grad_norm": 0.0, "steps": 0}
+                refused = config.stop_kl is not None and (
+                    told["approx_kl"] > config.stop_kl
+                )
+                if refused:
+                    continue
+                told["steps"], steps = 1, steps + 1
+                for name, loss, x in (
+                    ("policy", objective, table),
+                    ("value", error, guess),
+                ):
+                    [slope] = torch.autograd.grad(loss, x)
+                    norm = slope.square().sum().sqrt().item()
+                    told[f"{name}_grad_norm"] = norm
+                    shorter = min(1.0, config.grad_clip / (norm + 1e-6))
+                    with torch.no_grad():
+                        x -= world.lr * shorter * slope
+        whole = {name: sum(one[name] for one in done) for name in done[0]}
+        means = {name: total / len(done) for name, total in whole.items()}
+        stats.append(
+            {one.name: means[one.name] for one in fields(PPOStats)}
+            | {"steps": int(whole["steps"])}
+        )
+    return {
+        "steps of the optimizers": [steps, steps],
+        "chance of word 3": table[0].softmax(0)[3].item(),
+        "the policy": table.detach().clone(),
+        "the critic": guess.detach().clone(),
+        "stats": stats,
+    }
+
+
+def update_zeroing_first(
+    policy, critic, rollout, policy_optimizer, critic_optimizer, config, generator
+):
+    """Zero before each minibatch instead of after; one way out."""
+    from minipalm.rlhf.ppo import mean_stats, minibatch_gradients
+
+    done = []
+    for batch in minibatches(rollout, config, generator):
+        policy_optimizer.zero_grad()
+        critic_optimizer.zero_grad()
+        one = PPOStats()
+        rows = torch.arange(len(batch)).split(config.micro_batch or len(batch))
+        for some in rows:
+            tokens = batch.mask.sum()
+            minibatch_gradients(policy, critic, batch[some], tokens, config, one)
+        done.append(one)
+        if one.approx_kl > (float("inf") if config.stop_kl is None else config.stop_kl):
+            break
+        clip = nn.utils.clip_grad_norm_
+        one.policy_grad_norm = float(clip(policy.parameters(), config.grad_clip))
+        one.value_grad_norm = float(clip(critic.parameters(), config.grad_clip))
+        policy_optimizer.step()
+        critic_optimizer.step()
+        one.steps = 1
+    policy_optimizer.zero_grad()
+    critic_optimizer.zero_grad()
+    return mean_stats(done)
+
+
+def update_by_networks(
+    policy, critic, rollout, policy_optimizer, critic_optimizer, config, generator
+):
+    """The same for each network, by hand; a flag instead of a break."""
+    from minipalm.rlhf.ppo import mean_stats, minibatch_gradients
+
+    done, going = [], True
+    networks = {
+        "policy": (policy, policy_optimizer),
+        "value": (critic, critic_optimizer),
+    }
+    for batch in minibatches(rollout, config, generator):
+        if not going:
+            continue
+        one = PPOStats(steps=1)
+        size = config.micro_batch if config.micro_batch > 0 else len(batch)
+        start = 0
+        while start < len(batch):
+            rows = slice(start, start + size)
+            total = batch.mask.sum()
+            minibatch_gradients(policy, critic, batch[rows], total, config, one)
+            start += size
+        going = config.stop_kl is None or one.approx_kl <= config.stop_kl
+        one.steps = int(going)
+        for name, (network, optimizer) in networks.items():
+            weights = list(network.parameters())
+            norm = torch.stack([w.grad.norm() for w in weights]).norm()
+            if going:
+                for weight in weights:
+                    weight.grad *= (config.grad_clip / (norm + 1e-6)).clamp(max=1)
+                setattr(one, f"{name}_grad_norm", norm.item())
+                optimizer.step()
+            for weight in weights:
+                weight.grad = None
+        done.append(one)
+    return mean_stats(done)
+
+
+STEP = (
+    "        for optimizer in (policy_optimizer, critic_optimizer):\n"
+    "            optimizer.step()\n"
+    "            optimizer.zero_grad()\n"
+)
+STOP = (
+    "        if config.stop_kl is not None and stats.approx_kl > config.stop_kl:\n"
+    "            stats.steps = 0\n"
+    "            policy_optimizer.zero_grad()\n"
+    "            critic_optimizer.zero_grad()\n"
+    "            break\n"
+)
+CLIP = (
+    "        norm = clip_grad_norm_(policy.parameters(), config.grad_clip)\n"
+    "        stats.policy_grad_norm = norm.item()\n"
+    "        norm = clip_grad_norm_(critic.parameters(), config.grad_clip)\n"
+    "        stats.value_grad_norm = norm.item()\n"
+)
+LOOP = "    for batch in minibatches(rollout, config, generator):\n"
+
+PPO_UPDATE = Exercise(
+    id="11.6",
+    answer=ppo_update,
+    why="The loop where most implementations go wrong without any error: count its "
+    "steps, clip each network, stop in time.",
+    difficulty=4,
+    importance=5,
+    minutes=18,
+    hints=(
+        "What must be true of the gradients when a minibatch begins, and what of the "
+        "ratio in the first of all steps?",
+        "For each minibatch: gradients of its parts → stop? → clip policy, clip "
+        "critic → both step → zero both.",
+        "`for batch in minibatches(rollout, config, generator):`",
+    ),
+    bonus="Print `stats.ratio` of the first minibatch. It is 1: why? Then sample at "
+    "temperature 0.7 and leave config.temperature at 1: what is it now?",
+    cases=update_cases,
+    run=run_update,
+    oracle=update_oracle,
+    changes_inputs=True,
+    traps=(
+        Trap(
+            "One step an update: the optimizers must step after *every* minibatch, "
+            "epochs × minibatches times.",
+            (STEP, ""),
+            (
+                "    return mean_stats(done)",
+                STEP.replace("\n    ", "\n")[4:] + "    return mean_stats(done)",
+            ),
+        ),
+        Trap(
+            "Gradients are never set back to zero: every step repeats all the steps "
+            "before it.",
+            (STEP, STEP.replace("            optimizer.zero_grad()\n", "")),
+        ),
+        Trap(
+            "Both networks are clipped as one: a critic that is far off, as at the "
+            "start, then all but stops the policy. Clip each by its own norm.",
+            (
+                CLIP,
+                "        both = [*policy.parameters(), *critic.parameters()]\n"
+                "        norm = clip_grad_norm_(both, config.grad_clip)\n"
+                "        stats.policy_grad_norm = norm.item()\n"
+                "        stats.value_grad_norm = norm.item()\n",
+            ),
+        ),
+        Trap(
+            "The gradients are not clipped before the step: `config.grad_clip` is the "
+            "largest norm that each network's may have.",
+            (
+                "clip_grad_norm_(policy.parameters(), config.grad_clip)",
+                'clip_grad_norm_(policy.parameters(), float("inf"))',
+            ),
+            (
+                "clip_grad_norm_(critic.parameters(), config.grad_clip)",
+                'clip_grad_norm_(critic.parameters(), float("inf"))',
+            ),
+        ),
+        Trap(
+            "The step that has gone too far is applied all the same: look at approx_kl "
+            "*before* the optimizers step.",
+            (STOP, ""),
+            (STEP, STEP + STOP),
+        ),
+        Trap(
+            "One step is refused and the next ones go on: the first minibatch beyond "
+            "`stop_kl` ends the whole update.",
+            (STOP, STOP.replace("break", "continue")),
+        ),
+        Trap(
+            "`stop_kl` is not looked at: where it is given and exceeded, the update "
+            "ends.",
+            (STOP, ""),
+        ),
+        Trap(
+            "The refused step's gradients stay behind and go into the next update: "
+            "zero them, too.",
+            (
+                STOP,
+                "".join(
+                    line for line in STOP.splitlines(True) if "zero_grad" not in line
+                ),
+            ),
+        ),
+        Trap(
+            "A refused step is counted among the steps: it was not done, so its steps "
+            "are 0.",
+            ("            stats.steps = 0\n", ""),
+        ),
+        Trap(
+            "The refused minibatch is missing in the stats: its approx_kl is the "
+            "reason why the update ended, so it belongs into the log.",
+            ("        done.append(stats)\n", ""),
+            (STEP, STEP + "        done.append(stats)\n"),
+            (
+                "    return mean_stats(done)",
+                "    return mean_stats(done) if done else PPOStats()",
+            ),
+        ),
+        Trap(
+            "Each part is averaged over its own tokens, so parts of short answers "
+            "weigh more: `total` is the token count of the whole minibatch.",
+            ("micro, total, config", "micro, micro.mask.sum(), config"),
+        ),
+        Trap(
+            "The critic never steps: both optimizers must.",
+            ("(policy_optimizer, critic_optimizer)", "(policy_optimizer,)"),
+        ),
+        Trap(
+            "The policy never steps: both optimizers must.",
+            ("(policy_optimizer, critic_optimizer)", "(critic_optimizer,)"),
+        ),
+        Trap(
+            "The epochs are counted twice: `minibatches` goes through all of them by "
+            "itself.",
+            (
+                LOOP,
+                "    import itertools\n"
+                "    for batch in itertools.chain.from_iterable(\n"
+                "        minibatches(rollout, config, generator)\n"
+                "        for _ in range(config.epochs)\n"
+                "    ):\n",
+            ),
+        ),
+        Trap(
+            "The old log-probabilities are computed anew for each minibatch, so the "
+            "ratio is always 1 and nothing is ever clipped. They stay those of the "
+            "sampler.",
+            (
+                "            minibatch_gradients(",
+                "            import dataclasses\n"
+                "            with torch.no_grad():\n"
+                "                logits = response_logits(policy, *micro.tokens)\n"
+                "                now = token_logprobs(logits, micro.responses)\n"
+                "            micro = dataclasses.replace(micro, logprobs=now)\n"
+                "            minibatch_gradients(",
+            ),
+        ),
+        Trap(
+            "The logged norms are those after clipping, which are never above the "
+            "limit: log what `clip_grad_norm_` gives back.",
+            (
+                "stats.policy_grad_norm = norm.item()",
+                "stats.policy_grad_norm = min(norm.item(), config.grad_clip)",
+            ),
+            (
+                "stats.value_grad_norm = norm.item()",
+                "stats.value_grad_norm = min(norm.item(), config.grad_clip)",
+            ),
+        ),
+        Trap(
+            "Only the first part of each minibatch is used: `micro_batch` cuts it into "
+            "parts, and the gradients of all of them add up.",
+            ("range(0, len(batch), config.micro_batch or len(batch))", "range(1)"),
+        ),
+    ),
+    twins=(Twin(update_zeroing_first), Twin(update_by_networks)),
+    equivalent={
+        "stats.approx_kl > config.stop_kl → stats.approx_kl >= config.stop_kl": (
+            "two sums of float32 that are exactly equal do not occur"
+        ),
+    },
+)
+
+EXERCISES = (POLICY_LOSS, VALUE_LOSS, CRITIC, START, MINIBATCHES, PPO_UPDATE)
