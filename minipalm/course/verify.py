@@ -1,6 +1,6 @@
 """Everything that must hold:  ./course test [pytest's own options]
 
-Lint, format, types, then pytest: unit tests, and the notebooks under nbval. All of them
+Lint, format, types, spelling, then pytest: unit tests, and the notebooks under nbval. All of them
 run even if one fails; the exit status is non-zero if any did.
 """
 
@@ -10,10 +10,12 @@ import time
 
 from minipalm.course import ROOT
 
+PROSE = ("README.md", "CONTRIBUTING.md", "lessons", "docs", "minipalm", "tests", "bench")
 STEPS = {  # name: what Python is asked to run
     "lint": ["-m", "ruff", "check", "--quiet"],
     "format": ["-m", "ruff", "format", "--check", "--quiet"],
     "types": ["-m", "mypy", "--no-error-summary"],
+    "spelling": ["-m", "codespell_lib", "--toml", "pyproject.toml", *PROSE],
     "tests": ["-m", "pytest", "-q"],  # last: its closing line is the last one printed
 }
 

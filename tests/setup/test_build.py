@@ -4,12 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import nbformat
 import pytest
 
 from minipalm.course import ROOT, outputs
-from minipalm.course.build import build, build_all, differences, symbol_source, write
+from minipalm.course.build import build, build_all, differences, write
+from minipalm.course.documents import documents
+from minipalm.course.exercise import exercises
+from minipalm.course.source import stub, symbol_source
 
 LESSON = """\
 # %% [markdown]
@@ -202,9 +206,98 @@ def test_solutions_are_run_in_order_and_keep_what_they_show(
     assert stored[2][0].text == "toy runs/lessons\n"
 
 
-def test_the_committed_solutions_are_what_lessons_and_package_say():
-    built = build_all(ROOT / "lessons", ROOT / "solutions")
-    assert differences(built, ROOT / "solutions") == []
+@pytest.mark.parametrize("folder", ["solutions", "notebooks"])
+def test_the_committed_notebooks_are_what_lessons_and_package_say(folder):
+    student = folder == "notebooks"
+    built = build_all(ROOT / "lessons", ROOT / folder, student=student)
+    assert differences(built, ROOT / folder) == []
+
+
+def test_the_committed_documents_are_what_lessons_and_exercises_say():
+    for path, text in documents().items():
+        assert path.read_text("utf-8") == text, path
+
+
+# --- the student's notebook -----------------------------------------------------------
+
+EXERCISED = """\
+# %% [markdown]
+# # Halves
+
+# %% tags=["parameters"]
+scale = "toy"
+out = "runs/toy"
+
+# %% tags=["exercise"]
+from minipalm.turn import half
+
+# %%
+print(half(3.0))
+"""
+
+
+@pytest.fixture
+def exercised(course):
+    lessons, solutions, root = course
+
+    def half(x):
+        return x / 2
+
+    exercise = replace(exercises()["whiten"], answer=half, id="02.1", equivalent={})
+    lesson = lessons / "02_turn.py"
+    lesson.write_text(EXERCISED)
+
+    def built(student):
+        return build(lesson, root, known={"half": exercise}, student=student)
+
+    return lesson, exercise, built
+
+
+def test_an_exercise_becomes_header_stub_and_check(exercised):
+    _, exercise, built = exercised
+    head, cell, check = cells(built(student=True))[2:5]
+    assert cell.source == "def half(x: float) -> float:\n    raise NotImplementedError"
+    assert head.source.startswith("### Exercise 02.1 · `half`")
+    assert head.source.count("<details>") == 4 and exercise.hints[1] in head.source
+    assert check.source == "half = check(half)"
+    assert check.outputs[0].text == "02.1 half: ok\n" and check.execution_count
+    assert "nbval-check-output" in check.metadata.tags
+
+
+def test_a_students_notebook_has_no_other_output_and_a_folder_of_its_own(exercised):
+    _, _, built = exercised
+    code = [c for c in cells(built(student=True)) if c.cell_type == "code"]
+    assert 'out = "runs/mine"' in code[0].source
+    assert [len(cell.outputs) for cell in code] == [0, 0, 1, 0]
+
+
+def test_a_solution_has_the_answer_and_the_same_ids(exercised):
+    _, _, built = exercised
+    student, solution = cells(built(student=True)), cells(built(student=False))
+    assert "return x / 2" in solution[3].source
+    assert solution[4].outputs == []
+    assert [cell.id for cell in student] == [cell.id for cell in solution]
+
+
+def test_a_cell_that_names_no_exercise_is_an_error(exercised):
+    lesson, _, built = exercised
+    lesson.write_text(EXERCISED.replace("import half", "import turn"))
+    with pytest.raises(ValueError, match="cell 3: not one exercise of the course"):
+        built(student=True)
+
+
+def test_a_stub_of_a_class_keeps_the_rest():
+    source = 'class A:\n    """A."""\n\n    @property\n    def b(self):\n'
+    source += '        """Two."""\n        return 2\n\n    def c(self):\n        return 3'
+    assert stub(source, "b") == (
+        'class A:\n    """A."""\n\n    def b(self):\n        """Two."""\n'
+        "        raise NotImplementedError\n\n    def c(self):\n        return 3"
+    )
+
+
+def test_a_stub_does_not_keep_a_comment_that_gives_the_answer_away():
+    source = "def f(x):\n    # half of it\n    return x / 2"
+    assert stub(source) == "def f(x):\n    raise NotImplementedError"
 
 
 def test_every_name_that_a_notebook_uses_is_defined_and_every_import_used(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from minipalm.course import verify
 
 
-@pytest.mark.parametrize("broken", [None, "ruff", "mypy", "pytest"])
+@pytest.mark.parametrize("broken", [None, "ruff", "mypy", "codespell_lib", "pytest"])
 def test_all_steps_run_and_any_failure_counts(monkeypatch, capsys, broken):
     ran = []
 
@@ -17,6 +17,6 @@ def test_all_steps_run_and_any_failure_counts(monkeypatch, capsys, broken):
 
     monkeypatch.setattr(verify.subprocess, "run", run)
     assert verify.main([]) == int(broken is not None)
-    assert ran == ["ruff", "ruff", "mypy", "pytest"]
+    assert ran == ["ruff", "ruff", "mypy", "codespell_lib", "pytest"]
     text = capsys.readouterr().out
     assert text.count("failed,") == {None: 0, "ruff": 2, "mypy": 1, "pytest": 0}[broken]
