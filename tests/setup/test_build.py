@@ -288,7 +288,9 @@ def test_a_cell_that_names_no_exercise_is_an_error(exercised):
 
 def test_a_stub_of_a_class_keeps_the_rest():
     source = 'class A:\n    """A."""\n\n    @property\n    def b(self):\n'
-    source += '        """Two."""\n        return 2\n\n    def c(self):\n        return 3'
+    source += (
+        '        """Two."""\n        return 2\n\n    def c(self):\n        return 3'
+    )
     assert stub(source, "b") == (
         'class A:\n    """A."""\n\n    def b(self):\n        """Two."""\n'
         "        raise NotImplementedError\n\n    def c(self):\n        return 3"
