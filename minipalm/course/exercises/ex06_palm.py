@@ -357,6 +357,8 @@ COUNT = Exercise(
 class Bigrams(nn.Module):
     """A bfloat16 model whose logits depend on the newest token alone."""
 
+    table: Tensor
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         table = 2 * torch.randn(9, 9, generator=seeded(seed))
@@ -1107,7 +1109,7 @@ def generate_cases(seed: int) -> list[Case]:
     gap[0, 2] = False
     empty = ragged[1].clone()
     empty[1] = False
-    greedy = greedy_answers(tiny(seed), *ragged, 7, -1)[0]
+    greedy = greedy_answers(tiny(seed), ragged[0], ragged[1], 7, -1)[0]
     first = {token: [row.index(token) for row in greedy.tolist() if token in row]
              for token in range(7)}  # fmt: skip
     end = max(first, key=lambda token: len(set(first[token])))

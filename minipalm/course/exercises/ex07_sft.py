@@ -417,6 +417,8 @@ def tiny(seed: int) -> PaLM:
 class Bigrams(nn.Module):
     """A bfloat16 model whose logits depend on the newest token alone."""
 
+    table: Tensor
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         table = 2 * torch.randn(V, V, generator=seeded(seed))
@@ -851,7 +853,7 @@ def run_step(
         passes.append(len(ids))
         return plain(ids, *args, **kwargs)
 
-    model.hidden = counted  # type: ignore[method-assign]
+    model.hidden = counted
     seen: dict[str, Any] = {}
     for step, rows in enumerate(batches, start=1):
         told = candidate(model, optimizer, rows, config, step)
