@@ -222,8 +222,8 @@ print(f"in reverse order:   {(reversed_places - first).abs().max():.6f}")
 # %% [markdown]
 # ## Break it
 #
-# Three ways to lose the promise. Each gives one query and one key that stand 7
-# tokens apart, and moves both along a text.
+# Three ways to lose the promise. A query and its copy as key stand 3 tokens
+# apart, and both move along a text.
 #
 # - *Added*: a vector of sines and cosines is added to query and key, as in
 #   the first transformer.
@@ -254,10 +254,9 @@ def rounded(x, places):
 
 
 # %% tags=["classroom"]
-starts = torch.arange(0, 1600, 4)[None]
-q, k = torch.randn(2, 1, 1, 1, 16, generator=generator).expand(
-    2, 1, 1, 400, 16
-)
+generator.manual_seed(seed)
+starts = torch.arange(0, 2800, 7)[None]
+x = torch.randn(1, 1, 1, 16, generator=generator).expand(-1, -1, 400, -1)
 ways = {
     "RoPE": (turned, turned),
     "added": (added, added),
@@ -267,10 +266,10 @@ ways = {
 moved_along(
     starts[0],
     {
-        name: (of_query(q, starts + 7) * of_key(k, starts)).sum(-1)[0, 0] / 4
+        name: (of_query(x, starts + 3) * of_key(x, starts)).sum(-1)[0, 0] / 4
         for name, (of_query, of_key) in ways.items()
     },
-    distance=7,
+    distance=3,
 )
 
 # %% [markdown]

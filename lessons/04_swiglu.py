@@ -94,7 +94,7 @@ interactive(
 )
 
 # %% [markdown]
-# On the left of the solid line nothing passes. On the right the value passes
+# On the left of the solid line little passes. On the right the value passes
 # with its sign, multiplied by the gate. The plain unit has one line and one
 # sign. Let both look in the same direction:
 
@@ -316,7 +316,7 @@ for g in (-5.0, -50.0, -100.0):
 # %% [markdown]
 # The output is right in every line, so every test of outputs passes. But
 # $e^{-g}$ overflows, and its gradient is NaN. One such gate in one token is
-# enough: after the next step all weights are NaN.
+# enough: its weights become NaN, and soon so does all that they touch.
 
 # %% [markdown]
 # ## What changed

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
@@ -75,9 +76,9 @@ def unit_surface(
         gate, value: the unit's two weights each. The plain unit has the gate's.
     """
     g, v, plain, gated = unit_outputs(swiglu, gate, value)
-    shares = [share(gated > 0.3), share(gated < -0.3)]
+    shares = [share(gated > 0.5), share(gated < -0.5)]
     figure, axes = new_figure(
-        f"The gated unit is above 0.3 in {shares[0]:.0%} of the square, below −0.3 in "
+        f"The gated unit is above 0.5 in {shares[0]:.0%} of the square, below −0.5 in "
         f"{shares[1]:.0%}, and near 0 elsewhere",
         columns=2,
         height=4.0,
@@ -102,8 +103,14 @@ def unit_surface(
 def surface(ax: Axes, output: Tensor) -> AxesImage:
     ax.grid(False)
     ax.set(xlabel="input 1", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
+    few = colormaps["RdBu_r"].resampled(13)  # steps show as contours
     return ax.imshow(
-        output, origin="lower", extent=(-3, 3, -3, 3), cmap="RdBu_r", vmin=-6, vmax=6
+        output,
+        cmap=few,
+        vmin=-6.5,
+        vmax=6.5,
+        origin="lower",
+        extent=(-3, 3, -3, 3),
     )
 
 

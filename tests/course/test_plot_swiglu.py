@@ -43,9 +43,9 @@ def test_a_unit_is_drawn_with_its_first_input_to_the_right():
 def test_the_title_of_a_unit_says_where_it_is_positive_and_negative():
     apart = title(unit_surface(swiglu, (1, 0), (0, 1)))
     alike = title(unit_surface(swiglu, (1, 0), (1, 0)))
-    assert "below −0.3 in 0%" in alike and "below −0.3 in 0%" not in apart
+    assert "below −0.5 in 0%" in alike and "below −0.5 in 0%" not in apart
     nothing = title(unit_surface(swiglu, (0, 0), (0, 0)))
-    assert nothing.startswith("The gated unit is above 0.3 in 0% of the square")
+    assert nothing.startswith("The gated unit is above 0.5 in 0% of the square")
 
 
 def test_a_layer_is_ahead_only_if_its_worst_seed_beats_all_others():
