@@ -3,8 +3,11 @@
 #
 # You turn comparisons into a score. Somebody looks at two answers of your
 # policy and says which is better; a small network learns to give the better
-# one the higher score. It is a proxy: PPO will optimise this number, not what
-# the labeller meant.
+# one the higher score.
+#
+# It is a proxy: PPO will optimise this number, not what the labeller meant.
+# So you build two things: the model, and the numbers that say how far to trust
+# it.
 
 # %% tags=["parameters"]
 scale = "toy"
@@ -38,23 +41,22 @@ from minipalm.data.files import fingerprint
 from minipalm.data.gold import bayes_accuracy
 from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.statistics import (
-    accuracy,
+    Bin,
     expected_calibration_error,
     length_auc,
-    reliability,
 )
 from minipalm.model.palm import PaLM, count_parameters
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.labeller import labelled_pairs
 from minipalm.rlhf.pairs import Pairs, encode_pairs
-from minipalm.rlhf.reward import check_pooling, scalar_head, score_pairs
+from minipalm.rlhf.reward import check_pooling, score_pairs
 from minipalm.train.optim import (
     adamw,
     batch_rows,
     micro_batches,
     optimizer_step,
 )
-from minipalm.train.run import Run, progress, read_metrics
+from minipalm.train.run import Run, progress as live_bar, read_metrics
 from minipalm.train.stage import (
     finish_stage,
     finished_stage,
@@ -62,8 +64,24 @@ from minipalm.train.stage import (
     result_fingerprint,
 )
 
+# %% tags=["classroom"]
+from minipalm.course.check import check, progress
+from minipalm.course.classroom import start_afresh
+from minipalm.plot.interactive import interactive
+from minipalm.plot.preferences import (
+    learnt_by_heart,
+    length_bias,
+    preference_pair,
+    where_it_reads,
+)
+
 # %%
 os.chdir(ROOT)  # paths are from the repository's folder
+
+# %% tags=["classroom"]
+start_afresh(out, "08_reward_model", scale)
+
+# %%
 preset = get_preset(scale)
 tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
 config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
@@ -77,9 +95,12 @@ sizes = {"max_prompt": preset.max_prompt, "max_response": preset.max_response}
 # %% [markdown]
 # ## Comparisons
 #
-# Where you give none of your own, both answers come from the policy itself, so
-# the labels are about the texts that PPO will begin with. The labeller is a
-# program that knows the gold reward and errs as people do: it prefers a with
+# How good is a story, from 0 to 10, and would you say the same next week? Which
+# of two is better is the easier question, so that is what people are asked.
+#
+# Where you give no comparisons of your own, both answers come from the policy
+# itself: texts like those that PPO will begin with. The labeller is
+# a program that knows the gold reward and errs as people do: it prefers a with
 # probability $\sigma((\text{gold}_a - \text{gold}_b) / \tau)$.
 
 # %%
@@ -100,6 +121,10 @@ else:
     bayes = bayes_accuracy(*zip(*golds[number[0] :], strict=True))
 print(f"{len(train_pairs)} pairs to train on, {len(test_pairs)} to test on")
 
+# %% [markdown]
+# The first line of each group is the prompt. Cover the marks + and − with your
+# hand: which answer would you have chosen?
+
 # %%
 for n in range(min(3, len(train_pairs))):
     for mark, ids, kept in (
@@ -110,16 +135,41 @@ for n in range(min(3, len(train_pairs))):
         print(f"{mark}{tokenizer.decode(ids[n][kept[n]].tolist())}")
 
 # %% [markdown]
-# ## The network
+# ## One answer, one number
 #
-# The fine-tuned trunk reads prompt and answer; a linear head turns its state
-# into a number. One number an answer: that of its last token, or the mean over
-# its tokens.
+# The network reads prompt and answer as one text and has a state at every
+# token. How do you get from many states to one number?
+#
+# - **last**: the state of the answer's last token, which has seen all of it;
+# - **mean**: the mean of the states of the answer's tokens.
+#
+# Prompts are padded on the left and answers on the right, so that all answers
+# begin in the same column, and end in different ones:
+#
+#     . . once a | happy cat ran . <eos> . . .
+#     tell me of | a dog <eos>   . . . . . .
 
-# %% tags=["define"]
+# %% tags=["exercise"]
 from minipalm.rlhf.reward import pool
 
-# %% tags=["define"]
+# %% [markdown]
+# ## A head on a trunk
+#
+# The trunk is the fine-tuned language model, smaller than the policy: it can
+# read already. Its head over the vocabulary is not used; a new one turns a
+# state into a number.
+
+# %% tags=["exercise"]
+from minipalm.rlhf.reward import scalar_head
+
+# %% [markdown]
+# ## The whole model
+#
+# Now put trunk, pool and head together. The last two attributes, `mean` and
+# `std`, turn the raw score into one with a zero and a unit; until you set
+# them, near the end of this lesson, they are 0 and 1.
+
+# %% tags=["exercise"]
 from minipalm.rlhf.reward import RewardModel
 
 # %%
@@ -131,12 +181,35 @@ print(f"the reward model has {share:.0%} of the policy's parameters")
 # %% [markdown]
 # ## The loss
 #
-# $$L = -\log \sigma(r_{\text{chosen}} - r_{\text{rejected}} - m)$$
+# Bradley and Terry say: the better of two answers wins with probability
+# $\sigma(r_\text{chosen} - r_\text{rejected})$. The loss is how surprised that
+# law is by the label, and a margin $m$ asks for a clearer win:
 #
-# Only the difference counts. The scores have no zero and no unit yet.
+# $$L = -\log \sigma(r_{\text{chosen}} - r_{\text{rejected}} - m)$$
 
-# %% tags=["define"]
+# %% tags=["exercise"]
 from minipalm.rlhf.reward import pairwise_loss
+
+# %% [markdown]
+# Move the two scores. Where is the push strongest, and what becomes of it when
+# the pair is won by far? What does the margin change?
+
+# %% tags=["classroom"]
+interactive(
+    lambda chosen, rejected, margin: preference_pair(
+        pairwise_loss, chosen, rejected, margin
+    ),
+    chosen=(-3.0, 3.0, 0.25, -0.5),
+    rejected=(-3.0, 3.0, 0.25, 1.0),
+    margin=(0.0, 2.0, 0.25, 0.0),
+)
+
+# %% [markdown]
+# ## Train
+#
+# Each step takes a batch of pairs, scores both answers of each, and makes the
+# labels a little likelier. Two passes over the data at most: you see below
+# what more of them do.
 
 # %% tags=["define"]
 from minipalm.train.reward_model import train_reward_model
@@ -169,12 +242,29 @@ plot.loss_curves(
 )
 
 # %% [markdown]
-# ## How good is it?
+# ## How often is it right?
 #
-# On comparisons held out. The labels are noisy: even a judge who knew the gold
-# reward would be right only as often as the Bayes accuracy says, on average.
-# And if length alone did as well, the model might have learnt nothing but
-# length.
+# Count on comparisons that it has not seen. What should a model get that gives
+# all answers the same score?
+
+# %% tags=["exercise"]
+from minipalm.evaluate.statistics import accuracy
+
+# %% [markdown]
+# ## How sure is it, and does it come true?
+#
+# PPO will follow large scores, so it matters whether a large difference means
+# more than a small one. Of the pairs in which the model is about as sure as
+# this, how many does it get right?
+
+# %% tags=["exercise"]
+from minipalm.evaluate.statistics import reliability
+
+# %% [markdown]
+# Now all of it together. The labels are noisy: even a judge who knew the gold
+# reward would be right only as often as the line `bayes` says. `ece` is the
+# calibration error, the mean distance between sure and right. `length_auc` is
+# the accuracy of a judge who knows nothing but the two lengths.
 
 # %%
 with torch.no_grad():
@@ -193,15 +283,68 @@ for name, value in result.items():
 # %%
 plot.reward_histograms(chosen, rejected)
 
+# %% [markdown]
+# **Predict.** Somebody adds 100 to every score. What happens to the accuracy,
+# to the loss, to the calibration error, and to the picture above? Write it
+# down, then run the next two cells.
+
+# %% tags=["classroom"]
+for name, shift in (("as they are", 0), ("with 100 added", 100)):
+    one, two = chosen + shift, rejected + shift
+    error = expected_calibration_error(reliability(one, two))
+    loss = pairwise_loss(one, two).item()
+    print(
+        f"{name:15} accuracy {accuracy(one, two):.3f}   loss {loss:.4f}   "
+        f"ece {error:.3f}"
+    )
+
+# %% tags=["classroom"]
+plot.reward_histograms(chosen + 100, rejected + 100)
+
+# %% [markdown]
+# Only differences count: neither the loss nor any of the numbers can see the
+# shift, so training leaves the zero of the scores to chance. Multiplying is
+# another matter: what would ten times larger scores do to each of them?
+
 # %%
 plot.reliability_diagram(reliability(chosen, rejected))
+
+# %% [markdown]
+# ## Has it learnt to count words?
+#
+# If longer answers win more often, a model can be right often and have learnt
+# only that; a policy would find out. Look at the pairs in which the better
+# answer is the *shorter* one: there, a counter is always wrong.
+
+# %% tags=["classroom"]
+lengths = [
+    mask.sum(1) for mask in (test_pairs.chosen_mask, test_pairs.rejected_mask)
+]
+length_bias(chosen, rejected, *lengths)
+
+# %% [markdown]
+# Add a bonus for length to the trained model's scores. How large may it become
+# before the accuracy over all pairs warns you, and what do the groups say by
+# then?
+
+# %% tags=["classroom"]
+interactive(
+    lambda bonus: length_bias(
+        chosen + bonus * lengths[0], rejected + bonus * lengths[1], *lengths
+    ),
+    bonus=(-0.5, 0.5, 0.05, 0.1),
+)
 
 # %% [markdown]
 # ## Give the score a zero and a unit
 #
 # Fresh answers of the policy get mean 0 and standard deviation 1. So β, the
 # price of a nat of KL in the next lessons, means the same for every reward
-# model.
+# model. Since the scores that come in may have a scale already, fitting twice
+# must be as good as fitting once.
+
+# %% tags=["exercise"]
+from minipalm.rlhf.reward import new_scale
 
 
 # %%
@@ -219,10 +362,94 @@ reward_model.fit_scale(fresh_scores())
 plot.score_scale(fresh_scores())
 
 # %% [markdown]
+# ## Break it: read the last column
+#
+# A batch is padded to one width. What if the score is read in the last column,
+# as some do by `scores[:, -1]`? Below are one answer's scores, column by
+# column, from the model that you have trained.
+
+# %% tags=["classroom"]
+with torch.no_grad():
+    ids = torch.cat([test_pairs.prompts, test_pairs.chosen], dim=1)
+    seen = torch.cat([test_pairs.prompt_mask, test_pairs.chosen_mask], dim=1)
+    states = trunk.hidden(ids, seen.long(), last=preset.max_response)
+    columns = reward_model.head(states)[..., 0]
+row = int((test_pairs.chosen_mask.sum(1) - 13).abs().argmin())
+names = tokenizer.decode(test_pairs.chosen[row].tolist()).split()
+kept = test_pairs.chosen_mask[row]
+words = [*names, "<eos>"][: int(kept.sum()) - 1] + ["<eos>"]
+where_it_reads(words, columns[row], kept)
+
+# %% tags=["classroom"]
+with torch.no_grad():
+    ids = torch.cat([test_pairs.prompts, test_pairs.rejected], dim=1)
+    seen = torch.cat([test_pairs.prompt_mask, test_pairs.rejected_mask], dim=1)
+    states = trunk.hidden(ids, seen.long(), last=preset.max_response)
+    others = reward_model.head(states)[..., 0]
+tokens = test_pairs.chosen_mask, test_pairs.rejected_mask
+ways = {"last column": [x[:, -1] for x in (columns, others)]}
+for way in ("last", "mean"):
+    ways[way] = [
+        pool(x[..., None], mask, way)[:, 0]
+        for x, mask in zip((columns, others), tokens)
+    ]
+for way, (one, two) in ways.items():
+    equal = ((one - two).abs() < 1e-3).double().mean().item()
+    print(f"{way:12} accuracy {accuracy(one, two):.3f}, ties {equal:.0%}")
+
+# %% [markdown]
+# A pad sees nothing but pads, so all pads say the same, up to rounding: most
+# pairs are ties, and the accuracy is a coin's. Only answers that fill their row
+# have a token there. If ties counted as right, this model would look perfect. No
+# error was raised.
+
+# %% [markdown]
+# ## Break it: learn the labels by heart
+#
+# The labeller errs, so some labels are wrong. **Predict** both curves: the
+# accuracy on the few pairs that a model is trained on for many epochs, and the
+# accuracy on others.
+
+
+# %% tags=["classroom"]
+def train_long(few: Pairs, steps: int, every: int) -> list[tuple[float, ...]]:
+    """Epochs, accuracy on these pairs and on the held-out ones."""
+    start = load_result(PaLM(trunk_config), out, "07_sft", "trunk", tokenizer)
+    model = RewardModel(
+        start, preset.reward.pooling, torch.Generator().manual_seed(seed)
+    )
+    optim = replace(preset.reward.optim, steps=steps, weight_decay=0.0)
+    optimizer, rows = adamw(model, 0.0, optim.betas), []
+    for step in range(1, steps + 1):
+        batch = few[batch_rows(len(few), 64, step, seed)]
+        pairwise_loss(*score_pairs(model, batch)).backward()
+        optimizer_step(model, optimizer, optim, step)
+        if step % every == 0 or step == 1:
+            with torch.no_grad():
+                both = [score_pairs(model, one) for one in (few, test_pairs)]
+            rows.append((step * 64 / len(few), *(accuracy(*x) for x in both)))
+    return rows
+
+
+# %% tags=["classroom"]
+few = train_pairs[:2048]
+rows = train_long(few, preset.reward.optim.steps, 10)
+epochs, on_few, on_others = zip(*rows)
+learnt_by_heart(epochs, on_few, on_others, bayes)
+
+# %% [markdown]
+# The curve of the seen pairs climbs past what anyone can know about a label:
+# from there on the model learns the labeller's slips. On other pairs it becomes
+# worse again, while it is ever more sure of itself. That is why one or two
+# epochs are the custom, and more comparisons the better buy.
+
+# %% [markdown]
 # ## What changed
 #
-# You have a number to optimise. How often it agrees with the labeller is
-# printed above; how it fails where it does not is the subject of lesson 12.
+# You have a number to optimise, and you know four things about it: how often
+# it agrees with the labeller, how sure it is, what length has to do with it,
+# and what a unit of it means. Lesson 09 measures how far a policy moves for
+# it.
 
 # %%
 finish_stage(
@@ -236,3 +463,37 @@ finish_stage(
     policy_parameters=count_parameters(config),
     **result,
 )
+
+# %% [markdown]
+# ## What real systems do differently
+#
+# - Labels come from people (or from another model), several for a prompt; all
+#   pairs of a prompt stay in one batch, since they are not independent.
+# - The model is as large as the policy or nearly; one epoch is the rule.
+# - Where labellers say *how much* better, the margin depends on it.
+# - Lengths are balanced or charged for, and accuracy is reported by subject,
+#   since an average hides where a model is blind.
+#
+# ## Left out on purpose
+#
+# - Ensembles of reward models, and what happens when a policy finds their
+#   gaps: lesson 13.
+# - Scores for steps rather than whole answers (process rewards): Lightman et
+#   al. below.
+# - Rewards by written rules or by programs: lesson 18.
+#
+# ## Further reading
+#
+# - Stiennon et al. 2020, *Learning to summarize from human feedback*,
+#   arXiv 2009.01325, section 3.4: head and loss.
+# - Ouyang et al. 2022, *Training language models to follow instructions with
+#   human feedback*, arXiv 2203.02155, equation 1.
+# - Touvron et al. 2023, *Llama 2*, arXiv 2307.09288, equation 2: the margin.
+# - Guo et al. 2017, *On Calibration of Modern Neural Networks*,
+#   arXiv 1706.04599.
+# - Singhal et al. 2023, *A Long Way to Go: Investigating Length Correlations
+#   in RLHF*, arXiv 2310.03716.
+# - Lightman et al. 2023, *Let's Verify Step by Step*, arXiv 2305.20050.
+
+# %% tags=["classroom"]
+progress()

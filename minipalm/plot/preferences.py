@@ -152,7 +152,7 @@ def length_bias(
     together = torch.corrcoef(torch.stack([scores, lengths.to(scores)]))[0, 1].item()
     told = ", ".join(f"{one.rate:.0%} where it is {k}" for k, one in groups.items())
     figure, (left, right) = new_figure(
-        f"Right in {told}; score and length have a correlation of {together:+.2f}",
+        f"By the better answer's length the model is right in {told}",
         columns=2,
         height=3.5,
     )
@@ -173,7 +173,7 @@ def length_bias(
         top=left.get_ylim()[1] + 0.35 * (left.get_ylim()[1] - left.get_ylim()[0])
     )
     legend(left, loc="upper left")
-    head(left, "each answer")
+    head(left, f"each answer; correlation {together:+.2f}")
     for place, one in enumerate(groups.values()):
         right.bar(place, 100 * one.rate, color=COLORS["proxy"], alpha=0.75, width=0.6)
         right.plot([place] * 2, [100 * one.low, 100 * one.high], color=INK, linewidth=2)
@@ -220,5 +220,5 @@ def learnt_by_heart(
         note(ax, "one who knew the gold", (epochs[-1], 100 * bayes), (0, 4), ha="right")
     ax.set(xlabel="epochs over the training pairs", ylabel="accuracy, %")
     ax.set_ylim(44, 103)
-    legend(ax, loc="upper left", bbox_to_anchor=(0.0, 0.88))
+    legend(ax, loc="lower right", bbox_to_anchor=(1.0, 0.08))
     return figure
