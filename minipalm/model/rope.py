@@ -77,7 +77,7 @@ def rotate(
     return torch.cat(turned, dim=-1).to(x.dtype)
 
 
-def wavelengths(head_dim: int, base: float = 10_000.0) -> Float[Tensor, "half"]:
+def wavelengths(head_dim: int, base: float = 10_000.0) -> Float[Tensor, " half"]:
     """How many tokens each pair needs for one full turn: 2π base**(2i/K) for pair i.
 
     Two tokens that are exactly one wavelength apart look the same to their pair. So

@@ -109,7 +109,7 @@ def clock(ax: Axes, query: Tensor, key: Tensor) -> None:
 
 def full_turns(
     cosine: Float[Tensor, "1 1 T half"], sine: Float[Tensor, "1 1 T half"]
-) -> Float[Tensor, "half"]:
+) -> Float[Tensor, " half"]:
     """How often each pair turns from the first token to the last, step by step."""
     turn = torch.complex(cosine, sine)[0, 0]
     steps = (turn[1:] * turn[:-1].conj()).angle()
