@@ -73,8 +73,8 @@ def run_until(stage):
 run_until("06_palm")
 
 # %% [markdown]
-# The texts just above are what the network writes when it is given the first
-# words of a tale. Now ask it for something, as a user would.
+# It has learned which words follow which. Now ask it for something, as a user
+# would.
 
 # %%
 made = finished_stage(whole, "06_palm")
@@ -244,14 +244,20 @@ interactive(lambda prompt: said(prompt, table[prompt]), prompt=prompts)
 # rise to the end. What will gold do? Then move the slider.
 
 # %% tags=["classroom"]
-rows = read_metrics(f"{whole}/11_ppo/{free}")
+steps = read_metrics(f"{whole}/11_ppo/{free}")
 interactive(
-    lambda iteration: proxy_and_gold(rows, iteration),
-    iteration=(1, len(rows), 1, max(1, len(rows) // 4)),
+    lambda iteration: proxy_and_gold(steps, iteration),
+    iteration=(1, len(steps), 1, max(1, len(steps) // 4)),
 )
 
 # %%
-fresh = judge(say(policies["no penalty"], asked))
+judged = {who: judge(say(policies[who], asked)) for who in list(policies)[1:]}
+for who, rows in judged.items():
+    proxy, gold = (sum(one[k] for one in rows) / len(rows) for k in (2, 3))
+    print(f"{who:10} mean proxy {proxy:+.1f} sd, mean gold {gold:.1f} of 10")
+
+# %%
+fresh = judged["no penalty"]
 for prompt, text, proxy, gold in sorted(fresh, key=lambda one: -one[2])[:5]:
     print(f"proxy {proxy:+.1f}, gold {gold:.1f}: {prompt} → {text}")
 

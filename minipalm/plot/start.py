@@ -126,7 +126,8 @@ def proxy_and_gold(rows: Sequence[Row], until: int) -> Figure:
             steps[until - 1], means[name][until - 1], "o", color=color, markersize=7
         )
         room = 0.08 * (max(values) - min(values)) + 0.01
-        ax.set(xlim=(0, steps[-1] + 1), ylim=(min(values) - room, max(values) + room))
+        span = (0, 10) if name == "gold" else (min(values) - room, max(values) + room)
+        ax.set(xlim=(0, steps[-1] + 1), ylim=span)
         ax.set(xlabel="PPO iteration", ylabel=unit)
         head(ax, title)
     return figure

@@ -100,7 +100,7 @@ MASKED_MEAN = Exercise(
             ),
         ),
         Trap(
-            "Right for whole numbers and a mask with something in it. But `total` has "
+            "Right for finite numbers and a mask with something in it. But `total` has "
             "no effect, 0 · ∞ in the padding is NaN, and so is 0/0 where no place "
             "counts.",
             lambda x, mask, total=None: (x * mask).sum() / mask.sum(),
