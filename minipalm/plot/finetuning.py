@@ -94,8 +94,8 @@ def answer_lengths(
         limit: the longest answer allowed.
     """
     ended = {name: sum(each) / len(each) for name, each in finished.items()}
-    said = ", ".join(f"“{name}” ends {share:.0%}" for name, share in ended.items())
-    figure, [ax] = new_figure(f"Of its answers {said}; the rest is cut off at {limit}")
+    said = ", ".join(f"{share:.0%} with “{name}”" for name, share in ended.items())
+    figure, [ax] = new_figure(f"Answers that end by themselves: {said}")
     edges = [edge - 0.5 for edge in range(1, limit + 2)]
     for index, (name, values) in enumerate(lengths.items()):
         numbers = listed(values)

@@ -129,10 +129,11 @@ def first_losses(
         color = COLORS[("rejected", "ppo")[index]]
         ax.plot(stds, values, "o-", color=color, linewidth=2, label=name)
         for x, y in zip(stds, values):
-            note(ax, f"{y:.2g}" if y >= 10 else f"{y:.2f}", (x, y), (0, 6), ha="center")
+            text = f"{y:.0f}" if y >= 10 else f"{y:.2f}"
+            note(ax, text, (x, y), (0, 6), ha="center")
     ax.axhline(log_v, **DASHED)
     where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-    note(ax, f"log V = {log_v:.2f}", (1, log_v), (0, -4), **where)
+    note(ax, f"log V = {log_v:.2f}", (0.6, log_v), (0, -4), **where)
     ax.set(
         xscale="log",
         yscale="log",
@@ -140,6 +141,8 @@ def first_losses(
         ylabel="loss, nats a token",
     )
     ax.set_ylim(top=2 * max(untrained))
+    ax.set_xticks(stds, [f"{std:g}" for std in stds], minor=False)
+    ax.set_xticks([], minor=True)
     legend(ax, loc="upper left")
     return figure
 

@@ -38,4 +38,4 @@ def test_the_share_of_answers_that_end_is_in_the_title():
     ended = {"right": [True] * 3, "broken": [False, False, True]}
     figure = answer_lengths(lengths, ended, limit=6)
     title = figure.get_suptitle().replace("\n", " ")
-    assert "“right” ends 100%, “broken” ends 33%; the rest is cut off at 6" in title
+    assert "themselves: 100% with “right”, 33% with “broken”" in title
