@@ -92,7 +92,7 @@ print(f"{rate:,.0f} operations a microsecond, {overhead:.1f} for a call")
 
 # %% [markdown]
 # **Predict.** Below, time runs to the right, for one block at the rate of your
-# machine. Which of the sliders makes the parallel block look good: more
+# machine ("look" is attention itself, between its two products). Which of the sliders makes the parallel block look good: more
 # `dim`, more `tokens`, more `overhead` for each call, or `exchange`, the time
 # in which cards that share a block add up their parts of a result?
 
@@ -178,11 +178,11 @@ x = torch.randn(8, preset.window, D, generator=draw)
 wide = torch.randn(8, preset.window, M, generator=draw)
 rope = rotations(torch.arange(preset.window)[None], sizes.head_dim)
 products = {
-    "q k v": (x, nn.Linear(D, sizes.qkv_dim)),
-    "gate up": (x, nn.Linear(D, 2 * M)),
-    "both at once": (x, nn.Linear(D, sizes.qkv_dim + 2 * M)),
-    "out": (x[..., :read], nn.Linear(read, D)),
-    "down": (wide, nn.Linear(M, D)),
+    "q k v": (x, nn.Linear(D, sizes.qkv_dim, bias=False)),
+    "gate up": (x, nn.Linear(D, 2 * M, bias=False)),
+    "both at once": (x, nn.Linear(D, sizes.qkv_dim + 2 * M, bias=False)),
+    "out": (x[..., :read], nn.Linear(read, D, bias=False)),
+    "down": (wide, nn.Linear(M, D, bias=False)),
 }
 with torch.no_grad():
     for name, (inputs, layer) in products.items():
@@ -266,7 +266,8 @@ plot.loss_curves(curves, levels={"knows nothing": math.log(sizes.vocab_size)})
 # be? A column that reads $n$ inputs of variance 1 with weights of variance
 # $1/n$ has variance 1 again: so $1/\sqrt{\text{fan\_in}}$ keeps the size
 # through a matrix.
-#
+
+# %% [markdown]
 # The stream is another matter: every block *adds* to it. What is the variance
 # of a sum of depth independent terms of variance 1? And so, by what must the
 # two matrices that write to the stream be divided?
@@ -326,8 +327,8 @@ interactive(towers, depth=(2, 64, 2, 32))
 # %% [markdown]
 # ## What real systems do differently
 #
-# - Most later models went back to the serial block: they have enough work to
-#   hide the waiting. Some, such as those descended from GPT-J, stayed parallel.
+# - Most later models went back to the serial block. GPT-J, from which PaLM has
+#   the idea, GPT-NeoX and Falcon are parallel.
 # - Split over cards, each holds some heads and some columns of the
 #   feed-forward layer; the sum over cards is the exchange of the timeline.
 # - Compilers fuse norm, product and gate, which takes away most of the

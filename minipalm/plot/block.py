@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +53,9 @@ def spans(
     took |= {"norm": overhead, "sum": exchange}
     together = overhead + (ops["q k v"] + ops["gate up"]) / rate
 
-    def follow(*parts: tuple[str, float], lane: int = 0, begin: float = 0.0):
+    def follow(
+        *parts: tuple[str, float], lane: int = 0, begin: float = 0.0
+    ) -> list[Span]:
         made: list[Span] = []
         for name, time in parts:
             made.append((name, lane, begin, begin + time))
@@ -119,8 +122,9 @@ def timeline(
             color = KINDS[kind_of(name)]
             ax.barh(place, end - begin, height, begin, color=color, edgecolor="white")
             if end - begin > 1.3e-5 * ends["serial"] * len(name):
-                ink = INK if color == KINDS["feed-forward"] else "white"
-                at = {"ha": "center", "va": "center", "fontsize": 9}
+                bright = kind_of(name) in ("feed-forward", "exchange")
+                ink = INK if bright else "white"
+                at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
                 ax.text((begin + end) / 2, place, name, color=ink, **at)
     ax.set_yticks(range(len(ways)), [name.replace(", ", ",\n") for name in ways])
     ax.invert_yaxis()
