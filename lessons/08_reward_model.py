@@ -95,8 +95,9 @@ sizes = {"max_prompt": preset.max_prompt, "max_response": preset.max_response}
 # %% [markdown]
 # ## Comparisons
 #
-# How good is a story, from 0 to 10, and would you say the same next week? Which
-# of two is better is the easier question, so that is what people are asked.
+# How good is a story, from 0 to 10, and would you say the same next week?
+# Which of two is better is the easier question, so that is what people are
+# asked.
 #
 # Where you give no comparisons of your own, both answers come from the policy
 # itself: texts like those that PPO will begin with. The labeller is
@@ -146,8 +147,10 @@ for n in range(min(3, len(train_pairs))):
 # Prompts are padded on the left and answers on the right, so that all answers
 # begin in the same column, and end in different ones:
 #
-#     . . once a | happy cat ran . <eos> . . .
-#     tell me of | a dog <eos>   . . . . . .
+# ```
+# .  .  tell me | happy cat ran <eos> .
+# a  story of a | dog <eos> .    .    .
+# ```
 
 # %% tags=["exercise"]
 from minipalm.rlhf.reward import pool
@@ -399,9 +402,9 @@ for way, (one, two) in ways.items():
 
 # %% [markdown]
 # A pad sees nothing but pads, so all pads say the same, up to rounding: most
-# pairs are ties, and the accuracy is a coin's. Only answers that fill their row
-# have a token there. If ties counted as right, this model would look perfect. No
-# error was raised.
+# pairs are ties, and the accuracy is a coin's. Only answers that fill their
+# row have a token there. If ties counted as right, this model would look
+# perfect. No error was raised.
 
 # %% [markdown]
 # ## Break it: learn the labels by heart
@@ -439,9 +442,9 @@ learnt_by_heart(epochs, on_few, on_others, bayes)
 
 # %% [markdown]
 # The curve of the seen pairs climbs past what anyone can know about a label:
-# from there on the model learns the labeller's slips. On other pairs it becomes
-# worse again, while it is ever more sure of itself. That is why one or two
-# epochs are the custom, and more comparisons the better buy.
+# from there on the model learns the labeller's slips. On other pairs it
+# becomes worse again, while it is ever more sure of itself. That is why one or
+# two epochs are the custom, and more comparisons the better buy.
 
 # %% [markdown]
 # ## What changed
