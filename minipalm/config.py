@@ -105,6 +105,73 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class OfflineConfig:
+    """PPO on a log of answers that some earlier policy gave."""
+
+    ppo: PPOConfig  # iterations · batch_size / answers logged: passes over the log
+    weight_limit: float = 5.0  # largest importance weight of an answer; its reciprocal
+    # is not a limit: an answer that has become improbable may count for nothing
+
+    def __post_init__(self) -> None:
+        if self.weight_limit < 1:
+            raise ValueError(
+                "weight_limit must be 1 or more, so that a fresh log is left as it is "
+                f"(got {self.weight_limit})"
+            )
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Direct preference optimisation: a classifier of pairs, and no sampling."""
+
+    optim: OptimConfig  # a batch is so many pairs
+    beta: float = 0.1  # β, reward units a nat, as PPO's kl_coef
+    label_smoothing: float = 0.0  # share of labels believed to be wrong, below 0.5
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"beta must be above 0 (got {self.beta})")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                "label_smoothing is a share of wrong labels, from 0 to below 0.5 "
+                f"(got {self.label_smoothing})"
+            )
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """RLOO or GRPO: several answers to each prompt are each other's baseline."""
+
+    method: str  # "rloo": KL in the reward; "grpo": KL in the loss
+    iterations: int
+    batch_size: int  # answers an iteration
+    group_size: int  # G, answers to a prompt
+    minibatch_size: int  # answers
+    epochs: int
+    lr: float
+    kl_coef: float  # β, reward units a nat
+    clip: float = 0.2  # ε: of an answer's ratio (rloo), of a token's (grpo)
+    divide_by_std: bool = True  # grpo: False is one half of Dr. GRPO's correction
+    length: int | None = None  # grpo: tokens to divide every answer by, the other half;
+    # None: each answer by its own length
+    warmup: float = 0.05
+    final_lr: float = 0.1
+    missing_eos_penalty: float = 1.0  # as PPO's
+    temperature: float = 1.0
+    grad_clip: float = 1.0
+    adam_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.method not in ("rloo", "grpo"):
+            raise ValueError(f"method must be 'rloo' or 'grpo' (got {self.method!r})")
+        if self.group_size < 2 or self.batch_size % self.group_size:
+            raise ValueError(
+                "group_size must be 2 or more, and batch_size a multiple of it "
+                f"(got {self.group_size} and {self.batch_size})"
+            )
+
+
+@dataclass(frozen=True)
 class Preset:
     """One size of the whole pipeline."""
 

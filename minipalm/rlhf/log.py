@@ -1,0 +1,220 @@
+"""A log of rollouts: answers, how probable they were, and their scores, as a file.
+
+Enough to learn from later, with another policy, on another machine: the tokens that
+were sampled, the log-probabilities of the law that they were sampled from, the score.
+Everything else (reference, values, advantages) can be worked out again.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from minipalm.config import PPOConfig
+from minipalm.data.batches import pad_left, pad_right
+from minipalm.data.datasets import DataError
+from minipalm.data.files import write_text
+from minipalm.model.generate import generate
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.answers import Tokens
+from minipalm.rlhf.rollout import Reward, penalise_missing_eos
+
+FIELDS = ("prompt", "response", "logprobs", "score")
+
+
+@dataclass(frozen=True)
+class Log:
+    """Answers of an earlier policy b. Index it by rows.
+
+    Attributes:
+        prompts, prompt_mask: left-padded.
+        responses, mask: right-padded; mask includes the end-of-sequence token.
+        logprobs: log b(y_t), of the law that the tokens were drawn from, nats; 0 where
+            mask is False.
+        scores: of the whole answers, the penalty for a missing end included.
+    """
+
+    prompts: Int[Tensor, "N P"]
+    prompt_mask: Bool[Tensor, "N P"]
+    responses: Int[Tensor, "N T"]
+    mask: Bool[Tensor, "N T"]
+    logprobs: Float[Tensor, "N T"]
+    scores: Float[Tensor, "N"]
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the models take."""
+        return self.prompts, self.prompt_mask, self.responses, self.mask
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Int[Tensor, "R"] | slice) -> "Log":
+        """Those rows, no wider than the longest of their answers."""
+        T = int(self.mask[rows].sum(1).max())
+        few = {field.name: getattr(self, field.name)[rows] for field in fields(Log)}
+        for name in ("responses", "mask", "logprobs"):
+            few[name] = few[name][:, :T]
+        return Log(**few)
+
+
+@torch.no_grad()
+def log_answers(
+    policy: PaLM,
+    reward: Reward,
+    prompts: Int[Tensor, "N P"],
+    prompt_mask: Bool[Tensor, "N P"],
+    *,
+    config: PPOConfig,
+    max_response: int,
+    eos_id: int,
+    generator: torch.Generator,
+) -> Log:
+    """Let a policy answer, and note what a later one will need.
+
+    Args:
+        policy: b, writes the log.
+        reward: scores the answers.
+        prompts, prompt_mask: left-padded.
+        config: temperature and missing_eos_penalty are read.
+        max_response, eos_id, generator: see `minipalm.rlhf.rollout.collect`.
+    """
+    told = generate(
+        policy,
+        prompts,
+        prompt_mask,
+        max_new_tokens=max_response,
+        eos_id=eos_id,
+        generator=generator,
+        temperature=config.temperature,
+    )
+    answers = (prompts, prompt_mask, told.responses, told.mask)
+    scores = penalise_missing_eos(
+        reward(*answers).float(), *answers[2:], eos_id, config.missing_eos_penalty
+    )
+    return Log(*answers, told.logprobs, scores)
+
+
+# --- the file -----------------------------------------------------------------------
+
+
+def write_log(path: str | Path, log: Log) -> None:
+    """One answer a line, without padding; the file is there in full or not at all.
+
+        {"prompt": [1, 5], "response": [6, 2], "logprobs": [-0.5, -1.2], "score": 0.25}
+
+    The tokens that were sampled, never texts: a text encoded again may be other tokens
+    than those that the log-probabilities belong to. A float32 comes back bit by bit.
+    """
+    lines = []
+    for n in range(len(log)):
+        kept = log.mask[n]
+        line = {
+            "prompt": log.prompts[n][log.prompt_mask[n]].tolist(),
+            "response": log.responses[n][kept].tolist(),
+            "logprobs": log.logprobs[n][kept].tolist(),
+            "score": log.scores[n].item(),
+        }
+        lines.append(json.dumps(line) + "\n")
+    write_text(path, "".join(lines))
+
+
+def read_log(
+    path: str | Path, *, vocab_size: int, max_prompt: int, max_response: int
+) -> Log:
+    """A log as tensors, padded to max_prompt and max_response tokens.
+
+    Raises:
+        DataError: "path:line: field 'logprobs': expected ..., got ...": a field is
+            missing or of another kind, a token is not in the vocabulary, there is not
+            one log-probability a token, a number is not finite, or a row is too long.
+    """
+    rows = [
+        _checked(line, source, vocab_size, max_prompt, max_response)
+        for source, line in _lines(Path(path))
+    ]
+    if not rows:
+        raise DataError(
+            f"{path}: expected a line for each answer, with {', '.join(FIELDS)}; "
+            "got an empty file"
+        )
+    responses, mask = pad_right([row["response"] for row in rows], max_response)
+    logprobs = torch.zeros(mask.shape)
+    logprobs[mask] = torch.tensor([x for row in rows for x in row["logprobs"]])
+    return Log(
+        *pad_left([row["prompt"] for row in rows], max_prompt),
+        responses,
+        mask,
+        logprobs,
+        torch.tensor([float(row["score"]) for row in rows]),
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """("path:line", what the JSON says) for each line that is not blank."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected a log of answers, got: {error.strerror}; write one with "
+            "minipalm.rlhf.offline.write_log"
+        ) from None
+    for number, line in enumerate(raw.splitlines(), start=1):
+        source = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            yield source, json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{source}: expected a JSON object in UTF-8 on one line ({error}); mend "
+                "the line or remove it"
+            ) from None
+
+
+def _checked(
+    row: Any, source: str, vocab_size: int, max_prompt: int, max_response: int
+) -> dict[str, Any]:
+    """The row itself, if its fields are what they should be."""
+
+    def fail(field: str, expected: str, got: object) -> DataError:
+        shown = repr(got)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return DataError(
+            f"{source}: field {field!r}: expected {expected}, got {shown}; "
+            "write the log anew or remove the line"
+        )
+
+    if not isinstance(row, dict):
+        raise fail(FIELDS[0], "an object with " + ", ".join(FIELDS), row)
+    for name in FIELDS:
+        if name not in row:
+            raise fail(name, "an object with " + ", ".join(FIELDS), list(row))
+    for name, most in (("prompt", max_prompt), ("response", max_response)):
+        ids = row[name]
+        if not isinstance(ids, list) or not 1 <= len(ids) <= most:
+            raise fail(name, f"a list of 1 to {most} tokens", ids)
+        for token in ids:
+            if type(token) is not int or not 0 <= token < vocab_size:
+                raise fail(name, f"tokens from 0 to {vocab_size - 1}", token)
+    logprobs, count = row["logprobs"], len(row["response"])
+    if not isinstance(logprobs, list) or len(logprobs) != count:
+        raise fail(
+            "logprobs", f"a list of {count}, one a token of the answer", logprobs
+        )
+    for logprob in logprobs:
+        if not _is_finite(logprob) or logprob > 1e-4:  # float32 may round above 0
+            raise fail("logprobs", "finite numbers, at most 0", logprob)
+    if not _is_finite(row["score"]):
+        raise fail("score", "a finite number", row["score"])
+    return row
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""PPO from a log, as a loop: replay, improve, again; nobody is asked anything."""
+
+from dataclasses import asdict
+
+import torch
+
+from minipalm.config import OfflineConfig
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.critic import Critic
+from minipalm.rlhf.log import Log
+from minipalm.rlhf.offline import replay
+from minipalm.rlhf.ppo import ppo_update
+from minipalm.train.optim import adamw, batch_rows, lr_scale, set_lr
+from minipalm.train.run import Run, progress
+
+
+def train_offline(
+    policy: PaLM,
+    reference: PaLM,
+    critic: Critic,
+    log: Log,
+    config: OfflineConfig,
+    run: Run,
+    seed: int,
+    *,
+    kl_coef: float,
+    checkpoint_every: int = 10,
+) -> None:
+    """Raise the reward of the policy's answers by what a log says about other answers.
+
+    Args:
+        policy, critic: changed in place. The policy need not be the one that has
+            written the log, but had better begin near to it.
+        reference: what the KL is measured from; never changed.
+        log: on the policy's device. Each iteration takes batch_size answers: all of
+            them once a pass, in a new order each pass.
+        config: see OfflineConfig.
+        run: where metrics and checkpoints go; resumes by itself. Among the metrics:
+            score and kl, which are estimates from the log's answers, and staleness,
+            ess, heaviest and limited, which tell how far to trust them (`replay`).
+        seed: of the order of the answers and of the minibatches.
+        kl_coef: β, fixed.
+        checkpoint_every: iterations; the last is kept in any case.
+
+    Raises:
+        TrainingError: a loss is no number any more.
+    """
+    ppo = config.ppo
+    policy_optimizer = adamw(policy, eps=ppo.adam_eps)
+    critic_optimizer = adamw(critic, eps=ppo.adam_eps)
+    generator = torch.Generator().manual_seed(seed)
+    modules = {"policy": policy, "critic": critic}
+    optimizers = {
+        "policy_optimizer": policy_optimizer,
+        "critic_optimizer": critic_optimizer,
+    }
+    generators = {"generator": generator}
+    start, _ = run.resume(modules, optimizers, generators)
+    for step, bar in progress(start, ppo.iterations, run.name):
+        rows = batch_rows(len(log), ppo.batch_size, step, seed)
+        rollout, seen = replay(
+            policy,
+            reference,
+            critic,
+            log[rows.to(log.prompts.device)],
+            config=ppo,
+            kl_coef=kl_coef,
+            weight_limit=config.weight_limit,
+        )
+        share = lr_scale(step, ppo.iterations, ppo.warmup, ppo.final_lr)
+        set_lr(policy_optimizer, ppo.policy_lr * share)
+        set_lr(critic_optimizer, ppo.value_lr * share)
+        stats = ppo_update(
+            policy, critic, rollout, policy_optimizer, critic_optimizer, ppo, generator
+        )
+        metrics = {**seen, **asdict(stats)}
+        run.check_finite(step, **metrics)
+        run.check_weights(step, modules)
+        run.log(step, kl_coef=kl_coef, **metrics)
+        bar.set_postfix(
+            ess=f"{seen['ess']:.2f}", stale=f"{seen['staleness']:.2f}", refresh=False
+        )
+        if step % checkpoint_every == 0 or step == ppo.iterations:
+            run.save(step, modules, optimizers, generators)
