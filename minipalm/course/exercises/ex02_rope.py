@@ -9,6 +9,21 @@ from torch import Tensor
 from minipalm.course.exercise import Case, Exercise, Trap, Twin
 from minipalm.model.rope import rotate, rotations, scores_by_distance, wavelengths
 
+
+def run_with_width(candidate, first, *args, **kwargs):
+    """A call. Where an odd head width is refused, the words are the learner's own.
+
+    Only the type of that error counts, so that another mistake is still recognised.
+    """
+    head_dim = first if isinstance(first, int) else args[0]
+    try:
+        return candidate(first, *args, **kwargs)
+    except ValueError:
+        if head_dim % 2:
+            raise ValueError("refused") from None
+        raise
+
+
 # --- 2.1 rotations ------------------------------------------------------------------
 
 
@@ -94,6 +109,7 @@ ROTATIONS = Exercise(
     "pair lose?",
     cases=rotations_cases,
     oracle=rotations_oracle,
+    run=run_with_width,
     tolerance=5e-4,
     traps=(
         Trap(
@@ -455,6 +471,7 @@ WAVELENGTHS = Exercise(
     "tokens?",
     cases=wavelengths_cases,
     oracle=wavelengths_oracle,
+    run=run_with_width,
     traps=(
         Trap(
             "These are speeds, radians a token. A wavelength is tokens a turn: 2π "

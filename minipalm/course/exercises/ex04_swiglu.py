@@ -163,6 +163,20 @@ def gated_width_oracle(plain_width: int, multiple_of: int = 1) -> int:
     return best
 
 
+def run_with_widths(candidate, plain_width, multiple_of=None):
+    """A call. Where a width is refused, the words are the learner's own.
+
+    Only the type of that error counts, so that another mistake is still recognised.
+    """
+    given = [plain_width] if multiple_of is None else [plain_width, multiple_of]
+    try:
+        return candidate(*given)
+    except ValueError:
+        if min(given) < 1:
+            raise ValueError("refused") from None
+        raise
+
+
 def gated_width_in_whole_numbers(plain_width, multiple_of=1):
     if min(plain_width, multiple_of) <= 0:
         raise ValueError("less than 1")
@@ -199,6 +213,7 @@ GATED_WIDTH = Exercise(
     "plain width costs as much?",
     cases=gated_width_cases,
     oracle=gated_width_oracle,
+    run=run_with_widths,
     traps=(
         Trap(
             "Half the width would be right for four matrices against two. There are "
@@ -233,6 +248,18 @@ GATED_WIDTH = Exercise(
             "Python's round() takes a half to the even neighbour; of two equally near "
             "multiples the larger is asked for.",
             (ROUNDED, "round(2 * plain_width / (3 * multiple_of))"),
+        ),
+        Trap(
+            "round() takes a half to the even neighbour, and a narrow layer to 0. Of "
+            "two equally near multiples take the larger, and one multiple at the least.",
+            (ROUNDED, "round(2 * plain_width / (3 * multiple_of))"),
+            ("max(multiples, 1)", "multiples"),
+        ),
+        Trap(
+            "Rounded down, and a narrow layer down to 0: take the *nearest* multiple, "
+            "and one multiple at the least.",
+            (" + 0.5", ""),
+            ("max(multiples, 1)", "multiples"),
         ),
         Trap(
             "A layer of width 0 computes nothing: take one multiple at the least.",
