@@ -251,7 +251,7 @@ GATED_WIDTH = Exercise(
         ),
         Trap(
             "round() takes a half to the even neighbour, and a narrow layer to 0. Of "
-            "two equally near multiples take the larger, and one multiple at the least.",
+            "two equally near ones take the larger, and one multiple at the least.",
             (ROUNDED, "round(2 * plain_width / (3 * multiple_of))"),
             ("max(multiples, 1)", "multiples"),
         ),
