@@ -92,9 +92,10 @@ print(f"{rate:,.0f} operations a microsecond, {overhead:.1f} for a call")
 
 # %% [markdown]
 # **Predict.** Below, time runs to the right, for one block at the rate of your
-# machine ("look" is attention itself, between its two products). Which of the sliders makes the parallel block look good: more
-# `dim`, more `tokens`, more `overhead` for each call, or `exchange`, the time
-# in which cards that share a block add up their parts of a result?
+# machine ("look" is attention itself, between its two products). Which of the
+# sliders makes the parallel block look good: more `dim`, more `tokens`, more
+# `overhead` for each call, or `exchange`, the time in which cards that share a
+# block add up their parts of a result?
 
 # %% tags=["classroom"]
 interactive(
