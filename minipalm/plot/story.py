@@ -48,12 +48,12 @@ def story(
     rows = [_row(["", *(name for name, _, _ in columns)], "th")]
     for n, prompt in enumerate(prompts):
         cells = [
-            f"{marked(prompt, texts[n])} {_small(f'{rewards[n]:+.1f}')}"
+            f"{marked(prompt, texts[n])} {_small(f'{rewards[n]:.1f}')}"
             for _, texts, rewards in columns
         ]
         rows.append(_row([_small(html.escape(prompt)), *cells]))
     means = [sum(rewards) / len(rewards) for _, _, rewards in columns]
-    rows.append(_row([f"mean {unit}", *(f"<b>{mean:+.2f}</b>" for mean in means)]))
+    rows.append(_row([f"mean {unit}", *(f"<b>{mean:.2f}</b>" for mean in means)]))
     style = f"border-collapse:collapse;color:{INK};font-size:13px;text-align:left"
     return f'<table style="{style}">{"".join(rows)}</table>'
 

@@ -1,6 +1,6 @@
 """PPO's objective for one token, against its ratio."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,8 +12,11 @@ from minipalm.plot.style import (
     INK,
     RULE,
     Figure,
+    Row,
+    column,
     head,
     legend,
+    legend_below,
     new_figure,
     note,
 )
@@ -124,4 +127,29 @@ def clipped_token(
     note(right, "1 − ε", (1 - clip, 1), (-34, -2), **corner)
     note(right, "1 + ε", (1 + clip, 1), (4, -2), **corner)
     legend(left, loc="lower right" if advantage < 0 else "upper right")
+    return figure
+
+
+def broken_runs(runs: Mapping[str, Sequence[Row]], panels: Mapping[str, str]) -> Figure:
+    """Short runs of PPO, the right one and what is broken, side by side.
+
+    Args:
+        runs: name -> rows with "step" and the panels' keys.
+        panels: key of a row -> name of its panel, with its unit; the title tells where
+            each run ends in the first.
+    """
+    key, first = next(iter(panels.items()))
+    ends = ", ".join(f"{name} {rows[-1][key]:z.2f}" for name, rows in runs.items())
+    figure, axes = new_figure(
+        f"After {len(next(iter(runs.values())))} iterations, {first}: {ends}",
+        columns=len(panels),
+        height=3.4,
+    )
+    colors = (COLORS["ppo"], COLORS["unpenalised"], COLORS["rejected"], COLORS["gold"])
+    for ax, (one, name) in zip(axes, panels.items()):
+        for color, (label, rows) in zip(colors, runs.items()):
+            ax.plot(*column(rows, one), color=color, linewidth=2, label=label)
+        head(ax, name)
+        ax.set_xlabel("iteration")
+    legend_below(figure, axes[0])
     return figure

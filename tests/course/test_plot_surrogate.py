@@ -3,7 +3,12 @@
 import pytest
 
 from minipalm.plot.story import marked, story
-from minipalm.plot.surrogate import clipped_surrogate, clipped_token, told_at
+from minipalm.plot.surrogate import (
+    broken_runs,
+    clipped_surrogate,
+    clipped_token,
+    told_at,
+)
 from minipalm.rlhf.ppo import policy_loss
 
 
@@ -52,4 +57,15 @@ def test_a_story_has_a_column_a_policy_and_their_means():
         ["a", "b"], [("SFT", ["x", "y"], [1.0, 2.0]), ("PPO", ["u", "v"], [2, 4])]
     )
     assert page.count("<tr>") == 4
-    assert "+1.50" in page and "+3.00" in page
+    assert "1.50" in page and "3.00" in page
+
+
+def test_broken_runs_say_where_each_run_ends():
+    runs = {
+        name: [{"step": n + 1, "score": n * slope, "kl": 1.0 * n} for n in range(4)]
+        for name, slope in (("as it is", 0.5), ("sign turned", -0.5))
+    }
+    figure = broken_runs(runs, {"score": "reward, sd", "kl": "KL, nats"})
+    title = figure.get_suptitle().replace("\n", " ")
+    assert "as it is 1.50" in title and "sign turned -1.50" in title
+    assert len(figure.axes) == 2
