@@ -1,0 +1,355 @@
+"""Public benchmarks for a trained stage, by EleutherAI's lm-evaluation-harness.
+
+    python -m minipalm.evaluate.benchmarks --run runs/small --stage 11_ppo \\
+        --tasks hellaswag,mmlu,humaneval --allow-code
+
+The harness brings tasks, prompts and metrics, so that a number means what it means
+elsewhere; `Examinee` answers, and code that it writes runs behind `check_program`. Data
+come from the Hugging Face hub, or from files of your own beside a task's YAML file
+(--include-path). Published MMLU is mostly asked with five examples: --fewshot 5.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minipalm.config import get_preset
+from minipalm.data.files import write_text
+from minipalm.data.tokenizer import load_tokenizer
+from minipalm.evaluate.harness import Examinee
+from minipalm.evaluate.isolated import CodeEval, NotIsolated
+from minipalm.model.palm import PaLM
+from minipalm.train.checkpoint import CheckpointError
+from minipalm.train.stage import (
+    StageError,
+    finished_stage,
+    load_result,
+    stage_summary,
+)
+
+
+class BenchmarkError(RuntimeError):
+    """What is asked for cannot be done here, and what to do about it."""
+
+
+# --- who sits the exam ----------------------------------------------------------------
+
+
+def load_examinee(
+    run: Path,
+    stage: str,
+    policy: str | None = None,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Examinee:
+    """The policy that a complete stage left.
+
+    Args:
+        run: folder of the pipeline's run, such as runs/toy.
+        stage: such as 07_sft or 11_ppo.
+        policy: one of the stage's; None for its first, which for 11_ppo is the one
+            that was trained with the first of kl_coefs.
+        batch_size: rows at a time.
+        seed: of the tokens that are drawn where a task samples.
+        device: to compute on.
+
+    Raises:
+        StageError: the stage has not run to its end.
+        CheckpointError: it left no such policy.
+    """
+    summary = stage_summary(run, stage)
+    preset = get_preset(summary["scale"])
+    if policy is None:
+        coefs = summary.get("kl_coefs")
+        policy = f"beta-{coefs[0]:g}" if coefs else "policy"
+    tokenizer = load_tokenizer(finished_stage(run, "06_palm") / "tokenizer.json")
+    model = PaLM(replace(preset.policy, vocab_size=tokenizer.vocab_size))
+    load_result(model, run, stage, policy, tokenizer)
+    return Examinee(
+        model.to(device).eval(),
+        tokenizer,
+        window=preset.window,
+        batch_size=batch_size,
+        generator=torch.Generator(device).manual_seed(seed),
+    )
+
+
+def as_lm(examinee: Examinee) -> Any:
+    """An `lm_eval.api.model.LM`: the same three questions, unpacked."""
+    from lm_eval.api.model import LM
+
+    class MiniPaLM(LM):
+        def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
+            return examinee.loglikelihood([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: Any) -> list[float]:
+            return examinee.loglikelihood_rolling([one.args[0] for one in requests])
+
+        def generate_until(self, requests: Any) -> list[str]:
+            return examinee.generate_until([request.args for request in requests])
+
+    return MiniPaLM()
+
+
+# --- the exam -------------------------------------------------------------------------
+
+
+@contextmanager
+def our_code_eval(scorer: CodeEval | None) -> Iterator[None]:
+    """Put ours in the place of Hugging Face's `code_eval` while tasks load and run.
+
+    Theirs is fetched from the hub and runs programs with all that this user may do. The
+    variable that would allow it is taken away besides.
+
+    Args:
+        scorer: ours; None if no code may run, which then is an error.
+    """
+    import evaluate
+
+    theirs, allowed = evaluate.load, os.environ.pop("HF_ALLOW_CODE_EVAL", None)
+
+    def load(path: str, *args: Any, **options: Any) -> Any:
+        if Path(path).name != "code_eval":
+            return theirs(path, *args, **options)
+        if scorer is None:
+            raise BenchmarkError(
+                "this task runs code that the model has written. It would run isolated, "
+                "and only if you say so: add --allow-code"
+            )
+        return scorer
+
+    evaluate.load = load
+    try:
+        yield
+    finally:
+        evaluate.load = theirs
+        if allowed is not None:
+            os.environ["HF_ALLOW_CODE_EVAL"] = allowed
+
+
+def refuse_other_code(tasks: dict[str, Any]) -> None:
+    """Raise if a task that runs code does so by other means than ours."""
+    for name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            metrics = task._metric_fn_list.values()
+            used = [getattr(one, "__globals__", {}).values() for one in metrics]
+            if not any(isinstance(one, CodeEval) for some in used for one in some):
+                raise BenchmarkError(
+                    f"{name}: runs code by itself, not through code_eval, so it cannot "
+                    "be isolated; it is not run, whatever is allowed"
+                )
+
+
+def find_tasks(names: Sequence[str], include_path: Path | None = None) -> Any:
+    """A TaskManager of the harness that knows these tasks and checks those it loads.
+
+    To read all of its 14,000 tasks takes the harness half a minute. Most lie in a
+    folder of their name, so that is tried first.
+
+    Raises:
+        BenchmarkError: a name is unknown.
+    """
+    import lm_eval.tasks
+
+    class Manager(lm_eval.tasks.TaskManager):
+        def load(self, task_list: Any) -> Any:
+            loaded = super().load(task_list)
+            refuse_other_code(loaded["tasks"])
+            return loaded
+
+    mine = [include_path] if include_path else []
+    if include_path and not include_path.is_dir():
+        raise BenchmarkError(f"{include_path}: there is no such folder of task files")
+    folders = [
+        Path(lm_eval.tasks.__file__).parent / name.split("_")[0] for name in names
+    ]
+    near = [folder for folder in folders if folder.is_dir()]
+    manager = Manager(include_path=[*near, *mine], include_defaults=False)
+    if not set(names) <= set(manager.all_tasks):
+        manager = Manager(include_path=mine)
+    for name in names:
+        if name not in manager.all_tasks:
+            close = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"Near it are: {', '.join(close)}" if close else ""
+            raise BenchmarkError(
+                f"the harness knows no task {name!r}. {hint or 'See --include-path'}"
+            )
+    return manager
+
+
+def benchmark(
+    examinee: Examinee,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    include_path: Path | None = None,
+    allow_code: bool = False,
+    allow_open: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Put an examinee through tasks of the harness.
+
+    Args:
+        examinee: answers.
+        tasks: names of tasks, groups or tags.
+        limit: questions of each task; None for all.
+        fewshot: solved examples before each question; None: as the task says.
+        include_path: a folder with task files of your own.
+        allow_code: run code that the model has written, isolated.
+        allow_open: run it even where this machine cannot isolate it.
+        seed: draws the solved examples.
+
+    Returns:
+        what `lm_eval.simple_evaluate` does: "results", "n-samples", "versions", ...
+
+    Raises:
+        BenchmarkError: a task is unknown, or would run code without permission.
+        ConnectionError: its data are neither here nor can they be fetched.
+        NotIsolated: code should run, and this machine cannot isolate it.
+    """
+    import lm_eval
+
+    scorer = CodeEval(allow_open=allow_open) if allow_code else None
+    manager = find_tasks(tasks, include_path)
+    with our_code_eval(scorer):
+        return lm_eval.simple_evaluate(
+            as_lm(examinee),
+            tasks=list(tasks),
+            num_fewshot=fewshot,
+            limit=limit,
+            task_manager=manager,
+            confirm_run_unsafe_code=allow_code,
+            log_samples=False,
+            bootstrap_iters=1000,  # for the few metrics that have no formula
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+
+
+# --- the certificate ------------------------------------------------------------------
+
+Row = tuple[str, str, float, float | None, int | None]
+
+
+def rows(results: dict[str, Any]) -> list[Row]:
+    """(task, metric, value, standard error or None, questions or None) of each."""
+    table: list[Row] = []
+    for task, numbers in results["results"].items():
+        n = results.get("n-samples", {}).get(task, {}).get("effective")
+        for key, value in numbers.items():
+            metric, comma, kind = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            error = numbers.get(f"{metric}_stderr,{kind}")
+            error = error if isinstance(error, float) else None  # "N/A"
+            table.append((task, metric, float(value), error, n))
+    return table
+
+
+def as_table(results: dict[str, Any]) -> str:
+    """The rows as text, each value with its standard error."""
+    lines = [f"{'task':32} {'metric':16} {'value':>9}   {'± s.e.':8} {'questions':>9}"]
+    for task, metric, value, error, n in rows(results):
+        spread = "" if error is None else f"± {error:.4f}"
+        count = "" if n is None else str(n)
+        lines.append(f"{task:32} {metric:16} {value:9.4f}   {spread:8} {count:>9}")
+    return "\n".join(lines)
+
+
+def as_json(results: dict[str, Any], **about: Any) -> str:
+    """What is worth keeping, the versions of tasks and harness included."""
+    keys = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
+    kept = {key: results[key] for key in keys if key in results}
+    content = {**about, "lm_eval": version("lm_eval"), **kept}
+    return json.dumps(content, indent=1, default=str) + "\n"
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m minipalm.evaluate.benchmarks",
+        description="Public benchmarks for a trained stage.",
+    )
+    add = parser.add_argument
+    add("--run", type=Path, default=Path("runs/toy"), help="folder of the pipeline")
+    add("--stage", default="11_ppo", help="06_palm, 07_sft or 11_ppo")
+    add("--policy", help="one of the stage's; default: its first")
+    add("--tasks", required=True, help="names with commas between: hellaswag,mmlu")
+    add("--limit", type=int, help="questions of each task; default: all")
+    add("--fewshot", type=int, help="solved examples; default: as the task says")
+    add("--include-path", type=Path, help="a folder with task files of your own")
+    add("--allow-code", action="store_true", help="run the model's code, isolated")
+    add(
+        "--allow-open",
+        action="store_true",
+        help="run it even where this machine cannot isolate it: in a container, say",
+    )
+    add("--batch-size", type=int, default=32, help="rows at a time")
+    add("--seed", type=int, default=0)
+    cuda = torch.cuda.is_available()
+    add("--device", default="cuda" if cuda else "cpu", help="default: what there is")
+    add("--out", type=Path, help="default: RUN/benchmarks/STAGE.json")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = read_arguments(argv)
+    tasks = [name for name in args.tasks.split(",") if name]
+    try:
+        if find_spec("lm_eval") is None:
+            raise BenchmarkError(
+                "lm-evaluation-harness is not installed, which brings the tasks:\n"
+                "  pip install -c constraints.txt -e '.[eval]'"
+            )
+        examinee = load_examinee(
+            args.run, args.stage, args.policy,
+            batch_size=args.batch_size, seed=args.seed, device=args.device,
+        )  # fmt: skip
+        results = benchmark(
+            examinee, tasks,
+            limit=args.limit, fewshot=args.fewshot, include_path=args.include_path,
+            allow_code=args.allow_code, allow_open=args.allow_open, seed=args.seed,
+        )  # fmt: skip
+    except ConnectionError as error:
+        said = " ".join(str(error).split())
+        print(
+            f"the data of a task are not on this machine: {said}\n"
+            "Run once where the hub can be reached, or see --include-path.",
+            file=sys.stderr,
+        )
+        return 1
+    except NotIsolated as error:
+        print(
+            f"the model's code has not been run: {error}.\n"
+            "In a container or a virtual machine, add --allow-open.",
+            file=sys.stderr,
+        )
+        return 1
+    except (BenchmarkError, StageError, CheckpointError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(as_table(results))
+    out = args.out or args.run / "benchmarks" / f"{args.stage}.json"
+    about = {"run": str(args.run), "stage": args.stage, "policy": args.policy}
+    write_text(out, as_json(results, **about, limit=args.limit))
+    print(f"\n{out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
