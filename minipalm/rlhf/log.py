@@ -173,8 +173,8 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             yield source, json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{source}: expected a JSON object in UTF-8 on one line ({error}); mend "
-                "the line or remove it"
+                f"{source}: expected a JSON object in UTF-8 on one line ({error}); "
+                "mend the line or remove it"
             ) from None
 
 
