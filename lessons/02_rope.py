@@ -53,10 +53,10 @@ print(f"largest difference: {(after - before).abs().max():.7f}")
 # %% [markdown]
 # ## Hands on a clock
 #
-# Take two numbers of a query, $(a, b)$, for the hand of a clock. Turn it once
-# a token. Two hands that turn equally fast keep the angle between them; only
-# the distance of their tokens sets it. And the product of two hands depends
-# on that angle alone.
+# Take two numbers of a query, $(a, b)$, for the hand of a clock, and turn it a
+# little further with every token. Two hands that turn equally fast keep the
+# angle between them; only the distance of their tokens sets it. And the
+# product of two hands depends on their lengths and that angle alone.
 
 # %% [markdown]
 # One clock cannot tell far from near: after a full turn it begins again. So a
@@ -100,6 +100,9 @@ from minipalm.model.rope import rotate
 # %% [markdown]
 # ## Two hands
 #
+# A small head with three pairs, so three clocks. At position 0 all hands point
+# to the right.
+#
 # **Predict.** The query stands at 9, the key at 4. You move both by 5 tokens.
 # What happens to the hands? What happens to the score?
 #
@@ -120,7 +123,7 @@ interactive(two_hands, query=(0, 24, 1, 9), key=(0, 24, 1, 4))
 two_hands(9 + 5, 4 + 5)
 
 # %% [markdown]
-# Every hand has moved, and the dot has not: distance and score are the same.
+# Every hand has moved, and the dot has not: distance and score are the same as before.
 # The same in numbers, for random queries and keys at random positions:
 
 # %%
@@ -136,11 +139,11 @@ def scores_at(positions, more=0):
 
 
 here, there = scores_at(positions), scores_at(positions + 5)
-print(f"both moved by 5:         {(there - here).abs().max():.6f}")
+print(f"both moved by 5:          {(there - here).abs().max():.6f}")
 later = scores_at(positions, more=5)
 print(f"queries alone moved by 5: {(later - here).abs().max():.6f}")
 longer = rotate(q, *rotations(positions, head_dim)).norm(dim=-1)
-print(f"change of length:        {(longer - q.norm(dim=-1)).abs().max():.6f}")
+print(f"change of length:         {(longer - q.norm(dim=-1)).abs().max():.6f}")
 
 # %% [markdown]
 # Values are not turned. They are what is read, not where: a turned value
