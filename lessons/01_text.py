@@ -4,7 +4,7 @@
 # A network reads numbers. You build the way from text to numbers and to
 # batches of them, and you get to know the small world in which this course
 # plays: its authors, the reward that is true, and the labeller who sees it
-# dimly. Most failures of RLHF that never raise an error begin here, with one
+# dimly. Many failures of RLHF that never raise an error begin here, with one
 # token too many or one that is masked.
 
 # %% tags=["parameters"]
@@ -229,15 +229,15 @@ from minipalm.data.batches import pad_left
 from minipalm.data.batches import pad_right
 
 # %%
-asked = ["sad story about the fox :", "write a sad tale about the boy :"]
-asked.append("story about the king :")
-told = ["it wept .", "he was very sad .", "she ran ."]
-prompts, prompt_mask = pad_left(
-    [prompt_ids(word_tokenizer, one) for one in asked], 9
-)
-answers, mask = pad_right(
-    [response_ids(word_tokenizer, one) for one in told], 6
-)
+told = {
+    "sad story about the fox :": "it wept .",
+    "write a sad story about the boy :": "he was very sad .",
+    "tell a tale about the queen :": "she ran .",
+}
+rows = [prompt_ids(word_tokenizer, prompt) for prompt in told]
+prompts, prompt_mask = pad_left(rows, 9)
+rows = [response_ids(word_tokenizer, answer) for answer in told.values()]
+answers, mask = pad_right(rows, 6)
 batch = torch.cat([prompts, answers], dim=1)
 shown = [[names[i] for i in row] for row in batch]
 token_grid(shown, torch.cat([prompt_mask, mask], dim=1), divide=9)

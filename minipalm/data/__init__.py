@@ -7,5 +7,6 @@ In reading order:
 `make`       writes the files of `data/`, the same bytes each time; `card` their card
 `bpe`        byte pairs: which pieces of text to glue together
 `tokenizer`  text to ids and back, by words or by byte pairs
+`batches`    from texts to tensors: one long row, or padded rows with their mask
 `datasets`   reads JSON-lines files, yours too, and says what is wrong with them
 """
