@@ -302,7 +302,7 @@ def value_oracle(
             old, wanted = float(old_values[b, t]), float(returns[b, t])
             least, most = old - clip, old + clip
             value = values[b, t]
-            near = least if value < least else most if value > most else value
+            near = value.clamp(least, most)
             miss, near_miss = abs(value - wanted), abs(near - wanted)
             worse = miss if miss >= near_miss else near_miss
             loss = loss + worse * worse / 2
@@ -830,9 +830,19 @@ def numbered(n: int) -> Rollout:
     rows = torch.arange(n)
     wide = rows[:, None].expand(n, 2)
     mask = torch.ones(n, 2, dtype=torch.bool)
-    numbers = [10.0 * k + wide for k in range(2)]
+    number = 1.0 * wide
+    old, before = number - 10.0, number + 10.0
     return Rollout(
-        wide, mask, wide + 100, mask, *numbers, rows.float(), *(3 * [1.0 * wide])
+        prompts=wide,
+        prompt_mask=mask,
+        responses=wide + 100,
+        mask=mask,
+        logprobs=old,
+        ref_logprobs=before,
+        scores=rows.float(),
+        values=number,
+        advantages=number + 20.0,
+        returns=number + 30.0,
     )
 
 
