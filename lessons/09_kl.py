@@ -225,9 +225,8 @@ def per_answer_of(x: Tensor) -> Tensor:
 
 
 exact = per_answer_of(exact_kl(logits, ref_logits))
-print(
-    f"{exact.mean():.2f} nats an answer, {exact.min():.2f} to {exact.max():.2f}"
-)
+least, most = exact.min(), exact.max()
+print(f"{exact.mean():.2f} nats an answer, {least:.2f} to {most:.2f}")
 
 # %% [markdown]
 # ## What a single token tells
@@ -340,7 +339,8 @@ from minipalm.rlhf.rollout import shape_rewards
 # answer no longer worth its score?
 
 # %%
-row = int(per_answer_of(k1(logprobs, ref_logprobs)).argmax())
+nats = per_answer_of(k1(logprobs, ref_logprobs))
+row = int((paid.clamp(min=0) * nats.clamp(min=0)).argmax())  # good, and far
 length = int(mask[row].sum())
 parts = [x[row : row + 1] for x in (paid, logprobs, ref_logprobs, mask)]
 ids = told.tokens[2][row, :length].tolist()
@@ -359,9 +359,8 @@ interactive(priced, beta=(0.0, 1.0, 0.05, 0.15))
 # %%
 beta = preset.ppo.kl_coefs[0]
 rewards = shape_rewards(paid, logprobs, ref_logprobs, mask, beta)
-nats = per_answer_of(k1(logprobs, ref_logprobs)).mean()
 print(f"mean of Σ r_t             {rewards.sum(1).mean():.4f}")
-print(f"mean score − β · mean KL  {paid.mean() - beta * nats:.4f}")
+print(f"mean score − β · mean KL  {paid.mean() - beta * nats.mean():.4f}")
 
 # %% [markdown]
 # ## Which β?
@@ -402,7 +401,7 @@ def upside_down(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return k3(ref_logprobs, logprobs)
 
 
-distances = [n / 10 for n in range(21)]
+distances = [n / 5 for n in range(26)]
 laws = [two_laws(moved) for moved in distances]
 means = {
     name: [mean_and_sd(one, *pair)[0] for pair in laws]

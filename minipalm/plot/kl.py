@@ -74,33 +74,38 @@ def estimator_clouds(
             if sds["k3"] > 1e-6
             else "Nothing has moved: every estimate is 0"
         ),
-        rows=2,
         columns=2,
-        height=4.6,
+        height=3.8,
     )
-    V = len(logprobs)
+    left, right = axes
     for law, name, shift in ((ref_logprobs, "sft", -0.2), (logprobs, "ppo", 0.2)):
         label = {"sft": "reference", "ppo": "policy"}[name]
-        places = [v + shift for v in range(V)]
-        axes[0].bar(places, listed(law.exp()), 0.38, color=COLORS[name], label=label)
-    axes[0].set(xlabel="token", ylabel="probability", ylim=(0, 1))
-    axes[0].grid(axis="x", visible=False)
-    legend(axes[0], loc="upper right")
-    head(axes[0], "two laws")
+        places = [v + shift for v in range(len(law))]
+        left.bar(places, listed(law.exp()), 0.38, color=COLORS[name], label=label)
+    left.set(xlabel="token", ylabel="probability", ylim=(0, 1))
+    left.grid(axis="x", visible=False)
+    legend(left, loc="upper right")
+    head(left, "two laws")
     generator = torch.Generator().manual_seed(seed)
     draws = torch.multinomial(logprobs.exp(), 600 * tokens, True, generator=generator)
     drawn = {n: f(logprobs, ref_logprobs)[draws] for n, f in estimators.items()}
     means = {name: x.view(600, tokens).mean(1) for name, x in drawn.items()}
     span = torch.cat([*means.values(), torch.tensor([0.0, 1.2 * exact])])
-    edges = span.min().item() - 0.01, span.max().item() + 0.01
-    for ax, (name, values) in zip(axes[1:], means.items()):
+    low, high = span.min().item() - 0.01, span.max().item() + 0.01
+    edges = torch.linspace(low, high, 61)
+    for row, (name, values) in enumerate(reversed(means.items())):
+        bars = torch.histc(values, 60, low, high)  # one shape: fast enough for a hand
+        heights = listed(row + 0.72 * bars / bars.max())
+        right.stairs(heights, listed(edges), baseline=row, fill=True, color=HUES[name])
         mean, sd = known[name]
-        ax.hist(listed(values), 40, range=edges, color=HUES[name])
-        ax.axvline(exact, **DASHED)
-        ax.set(xlabel=f"mean of {tokens} tokens, nats", xlim=edges)
-        ax.set_ylabel("batches")
-        ax.grid(axis="x", visible=False)
-        head(ax, f"{name}: mean {mean:.3f}, sd of a token {sd:.2f}")
+        told = f"{name}: mean {mean:.3f}, sd of a token {sd:.2f}"
+        blank = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        note(right, told, (high, row + 0.79), (0, 0), ha="right", bbox=blank, zorder=5)
+    right.axvline(exact, **DASHED)
+    right.set(xlabel=f"mean of {tokens} tokens, nats", xlim=(low, high))
+    right.set(ylim=(0, len(means)), yticks=[])
+    right.grid(axis="y", visible=False)
+    head(right, "600 batches; dashed: the KL")
     return figure
 
 
