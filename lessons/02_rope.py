@@ -123,8 +123,8 @@ interactive(two_hands, query=(0, 24, 1, 9), key=(0, 24, 1, 4))
 two_hands(9 + 5, 4 + 5)
 
 # %% [markdown]
-# Every hand has moved, and the dot has not: distance and score are the same as before.
-# The same in numbers, for random queries and keys at random positions:
+# Every hand has moved, and the dot has not: distance and score are the same
+# as before. In numbers, for random queries and keys at random positions:
 
 # %%
 generator = torch.Generator().manual_seed(seed)
