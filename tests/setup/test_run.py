@@ -241,3 +241,43 @@ def test_signals_do_afterwards_what_they_did_before():
         run.stop_on_signals()
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert [signal.getsignal(number) for number in run.STOPPING] == before
+
+
+IN_A_KERNEL = """
+import os, signal, threading
+from minipalm.course import run
+run.STAGES, run.report = ("one", "two"), lambda out: print("REPORT")
+main = threading.main_thread().ident
+def begun():
+    if os.path.exists({begun!r}):
+        signal.pthread_kill(main, signal.SIGINT)  # as the button does
+    else:
+        threading.Timer(0.2, begun).start()
+begun()
+options = ["--out", {out!r}, "--notebooks", {here!r}, "--data", {here!r}]
+print("status", run.main([*options, "--until", "one"]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_in_a_notebook_a_run_can_be_interrupted_and_the_kernel_lives(
+    write_notebook, tmp_path
+):
+    import nbformat
+    from nbclient import NotebookClient
+
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    begun = tmp_path / "begun"
+    wait = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(60)"
+    write_notebook("one", wait, parameters=PARAMETERS)
+    write_notebook("two", "pass")
+    places = {"begun": begun, "out": tmp_path / "out", "here": tmp_path}
+    code = IN_A_KERNEL.format(**{name: str(path) for name, path in places.items()})
+    cells = [nbformat.v4.new_code_cell(one) for one in (code, "print('alive')")]
+    book = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(book, timeout=60, kernel_name="python3").execute()
+    first, second = (
+        "".join(one.text for one in cell.outputs if one.name == "stdout")
+        for cell in book.cells
+    )
+    assert "status 130" in first and second == "alive\n"
