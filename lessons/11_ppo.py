@@ -393,7 +393,7 @@ figure
 
 # %% tags=["classroom"]
 reader = copy.deepcopy(reference)
-few = asked[: 6 * 7 : 7]
+few = asked[:: len(asked) // 6 + 1]
 
 
 def tell(name: str, iteration: int):
@@ -539,8 +539,8 @@ runs = {
 broken_runs(runs, {"score": "reward, sd", "kl": "KL, nats/answer"})
 
 # %% [markdown]
-# Without the clip the KL runs ahead: the policy pays for moves that these
-# answers could not justify. With the sign turned, nothing complains: no
+# Without the clip the reward lurches and the KL runs ahead: the policy pays
+# for moves that these answers could not justify. With the sign turned, nothing complains: no
 # error, a smooth loss, and a policy that becomes worse with great care.
 #
 # **Turn the sign of the entropy.** A well-known library had this for about

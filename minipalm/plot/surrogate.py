@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from minipalm.plot.style import (
@@ -151,5 +152,6 @@ def broken_runs(runs: Mapping[str, Sequence[Row]], panels: Mapping[str, str]) ->
             ax.plot(*column(rows, one), color=color, linewidth=2, label=label)
         head(ax, name)
         ax.set_xlabel("iteration")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend_below(figure, axes[0])
     return figure
