@@ -540,8 +540,9 @@ broken_runs(runs, {"score": "reward, sd", "kl": "KL, nats/answer"})
 
 # %% [markdown]
 # Without the clip the reward lurches and the KL runs ahead: the policy pays
-# for moves that these answers could not justify. With the sign turned, nothing complains: no
-# error, a smooth loss, and a policy that becomes worse with great care.
+# for moves that these answers could not justify. With the sign turned,
+# nothing complains: no error, a smooth loss, and a policy that becomes worse
+# with great care.
 #
 # **Turn the sign of the entropy.** A well-known library had this for about
 # 32 months: a bonus for keeping one's options open, added where it should be
