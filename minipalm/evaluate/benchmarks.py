@@ -126,8 +126,8 @@ def our_code_eval(scorer: CodeEval | None) -> Iterator[None]:
             return theirs(path, *args, **options)
         if scorer is None:
             raise BenchmarkError(
-                "this task runs code that the model has written. It would run isolated, "
-                "and only if you say so: add --allow-code"
+                "this task runs code that the model has written. It would run "
+                "isolated, and only if you say so: add --allow-code"
             )
         return scorer
 
@@ -218,7 +218,7 @@ def benchmark(
 
     Raises:
         BenchmarkError: a task is unknown, or would run code without permission.
-        ConnectionError: its data are neither here nor can they be fetched.
+        OSError: its data are neither here nor can they be fetched.
         NotIsolated: code should run, and this machine cannot isolate it.
     """
     import lm_eval
@@ -325,15 +325,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             limit=args.limit, fewshot=args.fewshot, include_path=args.include_path,
             allow_code=args.allow_code, allow_open=args.allow_open, seed=args.seed,
         )  # fmt: skip
-    except ConnectionError as error:
+    except OSError as error:  # ConnectionError is one, and so is a missing file
         said = " ".join(str(error).split())
         print(
-            f"the data of a task are not on this machine: {said}\n"
+            f"what a task needs is not on this machine: {said}\n"
             "Run once where the hub can be reached, or see --include-path.",
             file=sys.stderr,
         )
         return 1
-    except NotIsolated as error:
+    except NotIsolated as error:  # a RuntimeError, like the next ones
         print(
             f"the model's code has not been run: {error}.\n"
             "In a container or a virtual machine, add --allow-open.",
