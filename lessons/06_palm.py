@@ -134,10 +134,12 @@ print(f"trunk  {count_parameters(trunk_config):,} parameters")
 # The same network with other sizes; 4096, 32, 16 is the large preset's.
 for dim, depth, heads in ((64, 4, 4), (768, 12, 12), (4096, 32, 16)):
     other = PaLMConfig(32_768, dim, depth, heads, head_dim=64)
-    embedding = other.vocab_size * dim / count_parameters(other)
+    total = count_parameters(other)
+    embedding = other.vocab_size * dim / total
+    feedforward = depth * 3 * dim * other.ff_dim / total
     print(
-        f"D {dim:4}, {depth:2} blocks: {count_parameters(other) / 1e6:7,.1f} "
-        f"million, {embedding:.0%} of them embedding"
+        f"D {dim:4}, {depth:2} blocks: {total / 1e6:7,.1f} million, "
+        f"{embedding:.0%} embedding, {feedforward:.0%} feed-forward"
     )
 
 # %% [markdown]
@@ -351,13 +353,13 @@ plot.next_token_bars(logits, names, prompt=start)
 from minipalm.model.generate import sampling_law
 
 # %% [markdown]
-# **Predict.** At which temperature can a wrong word come up that top-p at a
-# half would never allow? Move the sliders and watch three things: how many
-# tokens can be drawn, the filled bars against their outlines, and how far the
-# dots, real draws, stray from the bars.
+# **Predict.** Keep top-p and raise the temperature: are there more tokens to
+# draw from, fewer, or as many? Move the sliders and watch three things: how
+# many tokens can be drawn, the filled bars against their outlines, and how far
+# the dots, real draws, stray from the bars.
 
 # %% tags=["classroom"]
-longer = prompt_ids(tokenizer, texts[0])[:8]
+longer = prompt_ids(tokenizer, texts[0].split(".")[0] + ".")
 with torch.no_grad():
     after = policy(torch.tensor([longer]))[0, -1]
 V = tokenizer.vocab_size
@@ -377,9 +379,9 @@ def law_at(temperature, top_k, top_p):
 
 interactive(
     law_at,
-    temperature=(0.0, 3.0, 0.1, 1.5),
+    temperature=(0.0, 3.0, 0.1, 1.4),
     top_k=(1, V, 1, V),
-    top_p=(0.05, 1.0, 0.05, 0.8),
+    top_p=(0.05, 1.0, 0.05, 0.9),
 )
 
 # %% [markdown]

@@ -192,7 +192,7 @@ def packing_at(width):
     )
 
 
-interactive(packing_at, width=(narrow, 5 * narrow, 1, 2 * narrow))
+interactive(packing_at, width=(narrow, 5 * narrow, 1, 4 * narrow))
 
 # %% [markdown]
 # ## The loss
@@ -250,8 +250,8 @@ from minipalm.train.optim import batch_rows
 # $$\nabla L = \sum_i \nabla L_i, \qquad L_i = -\frac{1}{\sum_{\text{batch}} m}
 # \sum_{\text{part } i} m_t \log \pi(y_t \mid x, y_{<t})$$
 #
-# Note the denominator: it is that of the whole batch. A well-known library took
-# a mean of the parts' means for years (see "Further reading"). **Your turn.**
+# Note the denominator: that of the whole batch. A well-known library took a
+# mean of the parts' means for years (see "Further reading"). **Your turn.**
 
 # %% tags=["exercise"]
 from minipalm.train.sft import sft_step

@@ -42,7 +42,7 @@ def response_view(
     words: Sequence[str],
     segments: Int[Tensor, "T"],
     mask: Bool[Tensor, "T"],
-    most: int = 36,
+    most: int = 54,
 ) -> Figure:
     """A row token by token: what is read, and below it what is asked for there.
 

@@ -95,7 +95,8 @@ def law_of_next(
         label=f"share of {draws} draws",
     )
     ax.set_xticks(places, [words[int(i)] for i in best], rotation=30, ha="right")
-    ax.set(ylabel="probability, %", xlabel="next token", ylim=(0, None))
+    ax.set(ylabel="probability, %", xlabel="next token")
+    ax.set_ylim(0, 1.1 * max(max(x.tolist()) for x in values))
     ax.grid(axis="x", visible=False)
     head(ax, f"after “{prompt}”")
     legend(ax, loc="upper right")
@@ -143,6 +144,10 @@ def first_losses(
     ax.set_ylim(top=2 * max(untrained))
     ax.set_xticks(stds, [f"{std:g}" for std in stds], minor=False)
     ax.set_xticks([], minor=True)
+    low, high = ax.get_ylim()
+    ticks = [y for y in (1, 2, 5, 10, 20, 50, 100, 200) if low < y < high]
+    ax.set_yticks(ticks, [f"{y:g}" for y in ticks])
+    ax.set_yticks([], minor=True)
     legend(ax, loc="upper left")
     return figure
 
