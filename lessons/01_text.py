@@ -31,7 +31,7 @@ from minipalm.data.bpe import CHUNK, FIRST_BYTE_ID, FIRST_MERGE_ID, Pair
 from minipalm.data.datasets import read_texts
 from minipalm.data.gold import LABEL_TEMPERATURE, gold_parts, gold_reward
 from minipalm.data.lexicon import TRAINING_PAIRS, VOCABULARY, prompts_about
-from minipalm.data.tinytales import CAREFUL, SLOPPY, pick, tell
+from minipalm.data.tinytales import CAREFUL, SLOPPY, tell
 from minipalm.data.tokenizer import (
     BytePairTokenizer,
     Tokenizer,
