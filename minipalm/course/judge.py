@@ -267,8 +267,9 @@ def judge(
         return Verdict(
             "not yet", f"it is not done after {seconds:g} s: does a loop never end?"
         )
-    cases = [case for case, _ in expectations]
-    if (number := fallen_into(exercise, candidate, cases, [*seen, got])) is not None:
+    if (
+        number := fallen_into(exercise, candidate, expectations, [*seen, got])
+    ) is not None:
         return Verdict("not yet", exercise.traps[number].sentence, number)
     if got.error is not None and expected.error is None:
         return Verdict("not yet", told(got.error, candidate))
@@ -278,27 +279,46 @@ def judge(
 
 
 def fallen_into(
-    exercise: Exercise, candidate: Candidate, cases: list[Case], seen: list[Outcome]
+    exercise: Exercise,
+    candidate: Candidate,
+    expectations: list[tuple[Case, Outcome]],
+    seen: list[Outcome],
 ) -> int | None:
-    """The number of the trap that gives the same as the candidate on every case."""
+    """The number of the trap that gives the same as the candidate on every case.
+
+    If there is none: on every case that is not to be refused, for a learner who has not
+    come to the refusals yet.
+    """
     left = {n: t.candidate(exercise.answer) for n, t in enumerate(exercise.traps)}
-    for i, case in enumerate(cases):
+    differ = set()  # traps that are not the same where something is to be refused
+    wrong = False  # where nothing is to be refused
+    for i, (case, expected) in enumerate(expectations):
         got = seen[i] if i < len(seen) else observe(exercise, candidate, case, 3.0)
+        refusal = expected.error is not None
+        wrong |= not refusal and bool(compare(expected, got, exercise.tolerance))
         for number, trap in list(left.items()):
-            if not alike(observe(exercise, trap, case, 3.0), got, exercise.tolerance):
+            other = observe(exercise, trap, case, 3.0)
+            if alike(other, got, exercise.tolerance, refusal):
+                continue
+            differ.add(number)
+            if not refusal:
                 del left[number]
         if not left:
             return None
-    return next(iter(left))
+    same = [number for number in left if number not in differ]
+    return next(iter(same or (left if wrong else [])), None)
 
 
-def alike(one: Outcome, two: Outcome, tolerance: float) -> bool:
-    """Whether two outcomes are the same, errors and changed arguments included."""
+def alike(one: Outcome, two: Outcome, tolerance: float, refusal: bool = False) -> bool:
+    """Whether two outcomes are the same, errors and changed arguments included.
+
+    refusal: an error is expected; its words are everybody's own.
+    """
     if (one.changed, one.replaced) != (two.changed, two.replaced):
         return False
     if one.error is not None and two.error is not None:
         same = type(one.error) is type(two.error)
-        return same and words(one.error) == words(two.error)
+        return same and (refusal or words(one.error) == words(two.error))
     if set(one.gradients) != set(two.gradients):
         return False
     return not compare(

@@ -335,3 +335,23 @@ def test_a_verdict_is_the_same_in_a_fresh_process():
         for _ in range(2)
     }
     assert len(lines) == 1 and f"{ID} whiten: not yet: expected" in lines.pop()
+
+
+def test_a_mistake_is_named_whatever_words_a_refusal_has_or_without_any(said):
+    """rotations must refuse an odd width; the mistake is another one."""
+
+    def angles(positions, head_dim, base):
+        exponents = torch.arange(head_dim // 2) / head_dim  # not 2i/K
+        turned = positions[:, None, :, None] * base**-exponents
+        return turned.cos(), turned.sin()
+
+    def refusing(positions, head_dim, base=10_000.0):
+        if head_dim % 2:
+            raise ValueError("my own words")
+        return angles(positions, head_dim, base)
+
+    def unrefusing(positions, head_dim, base=10_000.0):
+        return angles(positions, head_dim, base)
+
+    for candidate in (refusing, unrefusing):
+        assert "exponent is 2i/K" in said(candidate, name="rotations")[1]
