@@ -33,8 +33,7 @@ def split_heads(
             keys of shape "B heads T K". Values are not turned.
 
     Returns:
-        queries, keys, values. With the 2G·K columns of keys and values alone, there are
-        no queries: H is 0.
+        queries, keys, values, all with the axis of heads before that of tokens.
 
     Example: heads 2, kv_heads 1, head_dim 4: columns 0 to 3 are the first query, 4 to 7
     the second, 8 to 11 the key, 12 to 15 the value.
@@ -224,8 +223,10 @@ def last_of_parallel(
     q, k, v = split_heads(qkv, config, late)
     queries = config.heads * config.head_dim
     kv = F.linear(h[:, :begin], block.w_in.weight[queries : block.widths[0]])
-    _, k_early, v_early = split_heads(kv, config, early)
-    k, v = torch.cat([k_early, k], 2), torch.cat([v_early, v], 2)
+    kv = rearrange(kv, "B T (heads K) -> B heads T K", K=config.head_dim)
+    k_early, v_early = kv.chunk(2, dim=1)
+    k = torch.cat([rotate(k_early, *early), k], dim=2)
+    v = torch.cat([v_early, v], dim=2)
     if cache is not None:
         k, v = cache.extend(layer, k, v)
     seen = None if mask is None else mask[:, begin:]

@@ -114,6 +114,11 @@ MASK = Exercise(
             ("torch.arange(S - T, S, device", "torch.arange(T, device"),
         ),
         Trap(
+            "The mask has a row for each of the S tokens. With a cache only the last T "
+            "ask: these rows alone.",
+            ("torch.arange(S - T, S, device", "torch.arange(S, device"),
+        ),
+        Trap(
             "Padding sees nothing here, and a softmax over nothing is 0/0 = NaN. "
             "Padding is a segment like others: it may see itself.",
             (
@@ -301,12 +306,27 @@ ATTENTION = Exercise(
             (MASKED, "scores.softmax(dim=-1) * mask[:, None]"),
         ),
         Trap(
+            "The weights do not sum to 1: exp alone is not a softmax, it is divided by "
+            "the sum over the keys that may be seen.",
+            (MASKED, "scores.exp() * mask[:, None]"),
+        ),
+        Trap(
+            "There are more query heads than key/value heads: give each query head "
+            "the keys and values of its group first.",
+            ("k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))", "pass"),
+        ),
+        Trap(
+            "The mask, B T S, lacks an axis for the heads of the scores, B H T S: it is "
+            "the same for all heads.",
+            ("~mask[:, None]", "~mask"),
+        ),
+        Trap(
             "The mask has no effect: each query sees all keys, later ones included.",
             (".masked_fill(~mask[:, None], -torch.inf)", ""),
         ),
         Trap(
-            "Query heads are dealt out to the groups in turn, h % G. Neighbours share: "
-            "head h reads key/value head h // (H/G).",
+            "Query heads are dealt out to the groups in turn, h % G. Neighbours "
+            "share: head h reads key/value head h // (H/G).",
             ("x.repeat_interleave(H // G, dim=1)", "x.repeat(1, H // G, 1, 1)"),
         ),
         Trap(
@@ -479,6 +499,12 @@ CACHE = Exercise(
                 "return torch.cat(parts, 2), "
                 "torch.cat((self.values[layer, :, :, :old], v), 2)",
             ),
+        ),
+        Trap(
+            "Only one place is written. A whole prompt comes at once: T tokens, at the "
+            "places length to length + T.",
+            (WRITE_K, "self.keys[layer, :, :, self.length] = k"),
+            (WRITE_V, "self.values[layer, :, :, self.length] = v"),
         ),
         Trap(
             "All layers come back. Those of this layer alone are asked for.",

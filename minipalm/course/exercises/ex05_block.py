@@ -32,13 +32,12 @@ def heads_cases(seed: int) -> list[Case]:
 
     def case(name: str, H: int, G: int, K: int, B: int, T: int, rows: int) -> Case:
         qkv, *rope = tokens(B, T, (H + 2 * G) * K, K, rows)
-        return Case(name, qkv, small(max(H, G), G, K), tuple(rope))
+        return Case(name, qkv, small(H, G, K), tuple(rope))
 
     return [
         case("two groups", 4, 2, 6, 2, 5, 2),
         case("one key/value head", 3, 1, 4, 2, 3, 2),
         case("a head each, one row of places for all", 3, 3, 2, 4, 5, 1),
-        case("keys and values alone", 0, 2, 4, 3, 2, 3),
         case("one token", 2, 1, 8, 3, 1, 3),
     ]
 
@@ -59,7 +58,7 @@ def heads_oracle(
     """One head of one token after the other: its columns, turned if need be."""
     (B, T, C), K, G = qkv.shape, config.head_dim, config.kv_heads
     cosine, sine = (part.expand(B, 1, T, K // 2) for part in rope)
-    number = C // K
+    number, H = C // K, config.heads
     made = []
     for n in range(number):
         for b in range(B):
@@ -68,7 +67,6 @@ def heads_oracle(
                 turned = turn(one, cosine[b, 0, t], sine[b, 0, t])
                 made.append(turned if n < number - G else one)
     heads = torch.stack(made).view(number, B, T, K).transpose(0, 1)
-    H = number - 2 * G
     return heads[:, :H], heads[:, H : H + G], heads[:, H + G :]
 
 
@@ -82,10 +80,9 @@ def heads_by_view(qkv, config, rope):
 def heads_by_columns(qkv, config, rope):
     """Cut the columns first, make heads of each part afterwards."""
     K, G = config.head_dim, config.kv_heads
-    H = qkv.shape[2] // K - 2 * G
+    H = config.heads
     parts = qkv.split([H * K, G * K, G * K], dim=2)
-    heads = [one.unflatten(2, (-1, K) if H else (0, K)) for one in parts[:1]]
-    heads += [one.unflatten(2, (G, K)) for one in parts[1:]]
+    heads = (one.unflatten(2, (-1, K)) for one in parts)
     q, k, v = (one.permute(0, 2, 1, 3) for one in heads)
     return rotate(q, *rope), rotate(k, *rope), v
 
@@ -408,6 +405,11 @@ SHARED = (  # traps of both blocks
         "The cache is not used: with one, attention must read the keys and values of "
         "all tokens so far.",
         ("if cache is not None:", "if False:"),
+    ),
+    Trap(
+        "The cache is written to but not read: go on with the keys and values that "
+        "`extend` gives back, those of all tokens so far.",
+        ("k, v = cache.extend(layer", "cache.extend(layer"),
     ),
     Trap(
         "Every layer writes to layer 0 of the cache: hand `layer` on.",
