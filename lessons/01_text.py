@@ -145,9 +145,9 @@ def encode(sentence, number=300):
 print([tokenizer.pieces[i].decode() for i in encode(tale)])
 
 # %% [markdown]
-# **Predict.** With no merge, a word is as many pieces as it has letters. With
-# all merges, how many is a word of these tales? Is the way there a straight
-# line, or do the first merges do more than the last?
+# **Predict.** With no merge, a word is a piece for each letter and one for its
+# space. With all merges, how many pieces is a word of these tales? Is the way
+# there a straight line, or do the first merges do more than the last?
 
 # %%
 few = some[:50]
@@ -268,8 +268,8 @@ token_grid(
 
 # %% [markdown]
 # What does not count is not learned. Fine-tuned on this, a model writes well
-# and never stops: no error, no warning, a loss that looks better than before.
-# Your mask comes from lengths, so it cannot happen.
+# and never stops, without an error or a warning. Your mask comes from lengths,
+# so the end of an answer counts whatever its number is.
 
 # %% [markdown]
 # ## Break it: text is not tokens

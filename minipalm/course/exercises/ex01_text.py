@@ -305,7 +305,7 @@ def with_options(**options: Any) -> Callable[..., list[Pair]]:
 LEARN_MERGES = Exercise(
     id="1.2",
     answer=learn_merges,
-    why="The vocabulary of nearly every language model was found by this loop.",
+    why="The vocabularies of most large language models were found by this loop.",
     difficulty=3,
     importance=4,
     minutes=12,
