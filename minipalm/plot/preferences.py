@@ -1,6 +1,7 @@
 """Figures of comparisons: a pair's two scores, what is pooled, length, learning."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from minipalm.plot.style import (
     Figure,
     head,
     legend,
+    legend_below,
     listed,
     new_figure,
     note,
@@ -189,36 +191,35 @@ def length_bias(
 
 def learnt_by_heart(
     epochs: Sequence[float],
-    seen: Sequence[float],
-    heldout: Sequence[float],
-    bayes: float | None = None,
+    accuracies: Mapping[str, Sequence[float]],
+    losses: Mapping[str, Sequence[float]],
 ) -> Figure:
-    """Accuracy on the pairs that are trained on, and on others, over the epochs.
+    """Accuracy and loss over the epochs, on the pairs that are learnt and on others.
 
     Args:
         epochs: passes over the training pairs so far.
-        seen, heldout: accuracy at each, from 0 to 1.
-        bayes: of a judge who knows the gold reward, on the others.
+        accuracies: from 0 to 1, of "seen" and of "held out" pairs, at each.
+        losses: nats a pair, of the same.
     """
-    best = max(range(len(heldout)), key=heldout.__getitem__)
-    figure, [ax] = new_figure(
-        f"After {epochs[-1]:.0f} epochs {seen[-1]:.0%} of the seen labels, but only"
-        f" {heldout[-1]:.0%} of the others: {heldout[best]:.0%} at epoch"
-        f" {epochs[best]:.0f}",
+    least = min(losses["held out"])
+    figure, (left, right) = new_figure(
+        f"After {epochs[-1]:.0f} epochs {accuracies['seen'][-1]:.0%} of the seen labels"
+        f" and {accuracies['held out'][-1]:.0%} of the others, whose loss has gone from"
+        f" {least:.2f} to {losses['held out'][-1]:.2f}",
+        columns=2,
         height=3.4,
     )
-    for name, values, color in (
-        ("pairs it is trained on", seen, COLORS["unpenalised"]),
-        ("pairs held out", heldout, COLORS["proxy"]),
-    ):
-        ax.plot(epochs, [100 * one for one in values], color=color, label=name)
-    ax.plot(epochs[best], 100 * heldout[best], "o", color=COLORS["proxy"])
-    ax.axhline(50, **DASHED)
-    note(ax, "a coin", (epochs[-1], 50), (0, 4), ha="right")
-    if bayes is not None:
-        ax.axhline(100 * bayes, **DASHED)
-        note(ax, "one who knew the gold", (epochs[-1], 100 * bayes), (0, 4), ha="right")
-    ax.set(xlabel="epochs over the training pairs", ylabel="accuracy, %")
-    ax.set_ylim(44, 103)
-    legend(ax, loc="lower right", bbox_to_anchor=(1.0, 0.08))
+    colors = {"seen": COLORS["unpenalised"], "held out": COLORS["proxy"]}
+    for name, color in colors.items():
+        shares = [100 * one for one in accuracies[name]]
+        left.plot(epochs, shares, color=color, label=name)
+        right.plot(epochs, losses[name], color=color)
+    for ax, level in ((left, 50.0), (right, math.log(2))):
+        ax.axhline(level, **DASHED)
+        note(ax, "a coin", (epochs[-1], level), (0, 4), ha="right")
+        ax.set_xlabel("epochs over the training pairs")
+    left.set(ylabel="accuracy, %", ylim=(40, 103))
+    right.set_ylabel("loss, nats a pair")
+    right.set_ylim(bottom=0)
+    legend_below(figure, left)
     return figure
