@@ -316,8 +316,8 @@ ATTENTION = Exercise(
             ("k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))", "pass"),
         ),
         Trap(
-            "The mask, B T S, lacks an axis for the heads of the scores, B H T S: it is "
-            "the same for all heads.",
+            "The mask, B T S, lacks an axis for the heads of the scores, B H T S: it "
+            "is the same for all heads.",
             ("~mask[:, None]", "~mask"),
         ),
         Trap(
