@@ -123,7 +123,7 @@ else:
 print(f"{len(train_pairs)} pairs to train on, {len(test_pairs)} to test on")
 
 # %% [markdown]
-# The first line of each group is the prompt. Cover the marks + and − with your
+# The first line of each group is the prompt. Cover the marks + and − with a
 # hand: which answer would you have chosen?
 
 # %%
@@ -416,7 +416,7 @@ for way, (one, two) in ways.items():
 
 # %% tags=["classroom"]
 def train_long(few: Pairs, steps: int, every: int) -> list[list[float]]:
-    """Epochs; accuracy and loss on these pairs; the same on the held-out ones."""
+    """Epochs; accuracy and loss on these pairs, and on the held-out ones."""
     start = load_result(PaLM(trunk_config), out, "07_sft", "trunk", tokenizer)
     own = torch.Generator().manual_seed(seed)
     model = RewardModel(start, preset.reward.pooling, own)
