@@ -38,6 +38,8 @@ from minipalm.train.stage import (
     stage_summary,
 )
 
+OWN_FOLDER = {"hellaswag", "humaneval", "mmlu"}  # all they need lies in one of theirs
+
 
 class BenchmarkError(RuntimeError):
     """What is asked for cannot be done here, and what to do about it."""
@@ -46,35 +48,46 @@ class BenchmarkError(RuntimeError):
 # --- who sits the exam ----------------------------------------------------------------
 
 
+def policy_names(run: Path, stage: str) -> list[str]:
+    """The policies that a stage left, the one that is kept first.
+
+    Raises:
+        StageError: the stage has not run to its end.
+    """
+    coefs = stage_summary(run, stage).get("kl_coefs", [])
+    return [f"beta-{kl_coef:g}" for kl_coef in coefs] or ["policy"]
+
+
 def load_examinee(
     run: Path,
     stage: str,
-    policy: str | None = None,
+    policy: str,
     *,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
 ) -> Examinee:
-    """The policy that a complete stage left.
+    """A policy that a complete stage left.
 
     Args:
         run: folder of the pipeline's run, such as runs/toy.
         stage: such as 07_sft or 11_ppo.
-        policy: one of the stage's; None for its first, which for 11_ppo is the one
-            that was trained with the first of kl_coefs.
+        policy: one of its `policy_names`.
         batch_size: rows at a time.
         seed: of the tokens that are drawn where a task samples.
         device: to compute on.
 
     Raises:
         StageError: the stage has not run to its end.
-        CheckpointError: it left no such policy.
+        CheckpointError: its weights cannot be read.
+        BenchmarkError: it left no such policy.
     """
-    summary = stage_summary(run, stage)
-    preset = get_preset(summary["scale"])
-    if policy is None:
-        coefs = summary.get("kl_coefs")
-        policy = f"beta-{coefs[0]:g}" if coefs else "policy"
+    names = policy_names(run, stage)
+    if policy not in names:
+        raise BenchmarkError(
+            f"{run / stage} has no policy {policy!r}, but {', '.join(names)}"
+        )
+    preset = get_preset(stage_summary(run, stage)["scale"])
     tokenizer = load_tokenizer(finished_stage(run, "06_palm") / "tokenizer.json")
     model = PaLM(replace(preset.policy, vocab_size=tokenizer.vocab_size))
     load_result(model, run, stage, policy, tokenizer)
@@ -143,21 +156,25 @@ def our_code_eval(scorer: CodeEval | None) -> Iterator[None]:
 def refuse_other_code(tasks: dict[str, Any]) -> None:
     """Raise if a task that runs code does so by other means than ours."""
     for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            metrics = task._metric_fn_list.values()
-            used = [getattr(one, "__globals__", {}).values() for one in metrics]
-            if not any(isinstance(one, CodeEval) for some in used for one in some):
-                raise BenchmarkError(
-                    f"{name}: runs code by itself, not through code_eval, so it cannot "
-                    "be isolated; it is not run, whatever is allowed"
-                )
+        if not getattr(task, "UNSAFE_CODE", False):
+            continue
+        functions = [*task._metric_fn_list.values(), task.config.process_results]
+        used: list[Any] = []  # what their modules have, where a scorer would be
+        for one in functions:
+            function = getattr(one, "__self__", one)  # kept as its bound __call__
+            used += getattr(function, "__globals__", {}).values()
+        if not any(isinstance(value, CodeEval) for value in used):
+            raise BenchmarkError(
+                f"{name}: runs code by itself, not through code_eval, so it cannot be "
+                "isolated; it is not run, whatever is allowed"
+            )
 
 
 def find_tasks(names: Sequence[str], include_path: Path | None = None) -> Any:
     """A TaskManager of the harness that knows these tasks and checks those it loads.
 
-    To read all of its 14,000 tasks takes the harness half a minute. Most lie in a
-    folder of their name, so that is tried first.
+    To read all of its 14,000 task files takes the harness long, so it reads only what
+    is needed where that is known.
 
     Raises:
         BenchmarkError: a name is unknown.
@@ -170,23 +187,19 @@ def find_tasks(names: Sequence[str], include_path: Path | None = None) -> Any:
             refuse_other_code(loaded["tasks"])
             return loaded
 
-    mine = [include_path] if include_path else []
     if include_path and not include_path.is_dir():
         raise BenchmarkError(f"{include_path}: there is no such folder of task files")
-    folders = [
-        Path(lm_eval.tasks.__file__).parent / name.split("_")[0] for name in names
-    ]
-    near = [folder for folder in folders if folder.is_dir()]
+    mine = [include_path] if include_path else []
+    theirs = Path(lm_eval.tasks.__file__).parent
+    near = [theirs / name for name in names if name in OWN_FOLDER]
     manager = Manager(include_path=[*near, *mine], include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):
+    if not set(names) <= {*manager.all_subtasks, *OWN_FOLDER}:
         manager = Manager(include_path=mine)
     for name in names:
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"Near it are: {', '.join(close)}" if close else ""
-            raise BenchmarkError(
-                f"the harness knows no task {name!r}. {hint or 'See --include-path'}"
-            )
+            hint = f"Near it are: {', '.join(close)}" if close else "See --include-path"
+            raise BenchmarkError(f"the harness knows no task {name!r}. {hint}")
     return manager
 
 
@@ -316,8 +329,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "lm-evaluation-harness is not installed, which brings the tasks:\n"
                 "  pip install -c constraints.txt -e '.[eval]'"
             )
+        policy = args.policy or policy_names(args.run, args.stage)[0]
         examinee = load_examinee(
-            args.run, args.stage, args.policy,
+            args.run, args.stage, policy,
             batch_size=args.batch_size, seed=args.seed, device=args.device,
         )  # fmt: skip
         results = benchmark(
@@ -345,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(as_table(results))
     out = args.out or args.run / "benchmarks" / f"{args.stage}.json"
-    about = {"run": str(args.run), "stage": args.stage, "policy": args.policy}
+    about = {"run": str(args.run), "stage": args.stage, "policy": policy}
     write_text(out, as_json(results, **about, limit=args.limit))
     print(f"\n{out}")
     return 0
