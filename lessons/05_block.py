@@ -149,6 +149,7 @@ from minipalm.model.block import ParallelBlock
 # show if the block's two ways out are set to zero?
 
 # %%
+torch.manual_seed(seed)  # nn.Linear draws from torch's own generator
 block = ParallelBlock(config)
 with torch.no_grad():
     added = block(x, rope) - x
