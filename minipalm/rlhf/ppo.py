@@ -38,8 +38,8 @@ def policy_loss(
 
     Args:
         logprobs: log π(y_t), nats; carries the gradient.
-        old_logprobs: of the policy that sampled. A constant, like
-        advantages: A_t. If either comes with a gradient, it is cut off.
+        old_logprobs: of the policy that sampled; constants.
+        advantages: A_t; constants. A gradient that comes with either is cut off.
         mask: True at the tokens of the answers; what stands elsewhere has no effect.
         clip: ε, the same on both sides of 1.
         total: tokens to divide the sum by; by default those of mask (`masked_mean`).
@@ -71,8 +71,8 @@ def value_loss(
 
     Args:
         values: V_t; carries the gradient.
-        old_values: V_t when the answers were given. A constant, like
-        returns: R_t. If either comes with a gradient, it is cut off.
+        old_values: V_t when the answers were given; constants.
+        returns: R_t; constants. A gradient that comes with either is cut off.
         mask: True at the tokens of the answers; what stands elsewhere has no effect.
         clip: ε, in units of the reward.
         total: see `policy_loss`.
