@@ -120,6 +120,29 @@ def as_lm(examinee: Examinee) -> Any:
 # --- the exam -------------------------------------------------------------------------
 
 
+class CurrentCodeEval:
+    """What the modules of tasks keep as their `code_eval`, for as long as Python runs.
+
+    The harness loads such a module once, so what may be run cannot be settled then.
+
+    Attributes:
+        scorer: of the exam that is going on; None if no code may run.
+    """
+
+    scorer: CodeEval | None = None
+
+    def compute(self, *args: Any, **options: Any) -> Any:
+        if self.scorer is None:
+            raise BenchmarkError(
+                "this task runs code that the model has written. It would run "
+                "isolated, and only if you say so: add --allow-code"
+            )
+        return self.scorer.compute(*args, **options)
+
+
+CODE_EVAL = CurrentCodeEval()
+
+
 @contextmanager
 def our_code_eval(scorer: CodeEval | None) -> Iterator[None]:
     """Put ours in the place of Hugging Face's `code_eval` while tasks load and run.
@@ -135,20 +158,14 @@ def our_code_eval(scorer: CodeEval | None) -> Iterator[None]:
     theirs, allowed = evaluate.load, os.environ.pop("HF_ALLOW_CODE_EVAL", None)
 
     def load(path: str, *args: Any, **options: Any) -> Any:
-        if Path(path).name != "code_eval":
-            return theirs(path, *args, **options)
-        if scorer is None:
-            raise BenchmarkError(
-                "this task runs code that the model has written. It would run "
-                "isolated, and only if you say so: add --allow-code"
-            )
-        return scorer
+        ours = Path(path).name == "code_eval"
+        return CODE_EVAL if ours else theirs(path, *args, **options)
 
-    evaluate.load = load
+    evaluate.load, CODE_EVAL.scorer = load, scorer
     try:
         yield
     finally:
-        evaluate.load = theirs
+        evaluate.load, CODE_EVAL.scorer = theirs, None
         if allowed is not None:
             os.environ["HF_ALLOW_CODE_EVAL"] = allowed
 
@@ -163,11 +180,13 @@ def refuse_other_code(tasks: dict[str, Any]) -> None:
         for one in functions:
             function = getattr(one, "__self__", one)  # kept as its bound __call__
             used += getattr(function, "__globals__", {}).values()
-        if not any(isinstance(value, CodeEval) for value in used):
+        if not any(value is CODE_EVAL for value in used):
             raise BenchmarkError(
                 f"{name}: runs code by itself, not through code_eval, so it cannot be "
                 "isolated; it is not run, whatever is allowed"
             )
+        if CODE_EVAL.scorer is None:
+            CODE_EVAL.compute()  # says so
 
 
 def find_tasks(names: Sequence[str], include_path: Path | None = None) -> Any:

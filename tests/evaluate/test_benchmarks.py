@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -117,13 +118,13 @@ WINDOW = 160  # MMLU's contexts with two examples do not fit; HellaSwag's do
 
 
 def examinee(kind=Examinee):
-    # embed_std: else the law of a random network is the same wherever it is asked
+    # embed_std: else what a random network says hardly depends on what it is asked
     model = small_palm(vocab_size=TOKENIZER.vocab_size, embed_std=1.0)
     return kind(model, TOKENIZER, window=WINDOW, batch_size=7, generator=seeded())
 
 
 def plain_logprob(one, context, continuation):
-    """Token by token, each from a row of its own; the window as the harness's has it."""
+    """Token by token, each from a row of its own that begins with the window."""
     kept = context.rstrip()
     head = len(prompt_ids(TOKENIZER, kept))
     ids = prompt_ids(TOKENIZER, context + continuation)
@@ -170,7 +171,7 @@ def folder(tmp_path_factory):
         answers = [
             {
                 "question": question,
-                "answer": plain_answer(one, question + "\nAnswer:", 5)
+                "answer": plain_answer(one, f"{question}\nAnswer:", 5)
                 if n % 3
                 else "none of these",
             }
@@ -318,6 +319,12 @@ def test_humaneval_runs_isolated_and_only_if_allowed(folder, monkeypatch):
         problem["prompt"] for problem in PROBLEMS
     ]
     assert "\ndef" in Programmer.asked[0][1]["until"]
+    Programmer.asked.clear()
+    with pytest.raises(BenchmarkError, match="--allow-code"):  # nor because it was once
+        benchmarks.benchmark(
+            examinee(Programmer), ["humaneval_here"], include_path=folder
+        )
+    assert Programmer.asked == []
     assert evaluate.load is before and os.environ["HF_ALLOW_CODE_EVAL"] == "1"
 
 
@@ -334,11 +341,8 @@ def test_code_that_a_task_runs_by_itself_is_refused_even_if_allowed(folder):
 
 def make_run(out, tokenizer=TOKENIZER):
     """What the stages leave, without having trained."""
-    config = get_preset("smoke").policy
-    sizes = {**vars(config), "vocab_size": tokenizer.vocab_size}
-    models = {
-        name: PaLM(type(config)(**sizes), seeded(n)) for n, name in enumerate("ab")
-    }
+    config = replace(get_preset("smoke").policy, vocab_size=tokenizer.vocab_size)
+    models = {"a": PaLM(config, seeded(1)), "b": PaLM(config, seeded(2))}
     policies = {"beta-0.15": models["a"], "beta-0": models["b"]}
     finish_stage(out, "06_palm", {"policy": models["b"]}, tokenizer, scale="smoke")
     tokenizer.save(out / "06_palm" / "tokenizer.json")
@@ -402,19 +406,20 @@ def test_what_cannot_be_done_is_said_in_two_lines(
     assert "11_ppo has no policy 'c', but beta-0.15, beta-0" in said
     said = complaint(capsys, *run, "--tasks", "mmlu", "--include-path", "nowhere")
     assert "nowhere: there is no such folder" in said
-    said = complaint(capsys, *run, "--tasks", "hellaswag")
+    said = complaint(capsys, *run, "--tasks", "hellaswag,mmlu")
     assert "not on this machine" in said and "Rowan/hellaswag" in said
-    assert "--allow-code" in complaint(capsys, *run, "--tasks", "humaneval")
+    here = ("--include-path", str(folder))
+    assert "--allow-code" in complaint(capsys, *run, "--tasks", "humaneval_here", *here)
 
     few = tmp_path / "few"  # not all of the harness's tasks: they take long to read
     few.mkdir()
     theirs = Path(lm_eval.tasks.__file__).parent
-    (few / "hellaswag").symlink_to(theirs / "hellaswag")
+    shutil.copy(theirs / "hellaswag" / "hellaswag.yaml", few)
     monkeypatch.setattr(lm_eval.tasks.manager, "__file__", str(few / "manager.py"))
     said = complaint(capsys, *run, "--tasks", "hellaswagg")
     assert "no task 'hellaswagg'. Near it are: hellaswag" in said
 
     make_run(tmp_path / "words", WordTokenizer(["a", "fox"]))
-    run = ("--run", str(tmp_path / "words"), "--include-path", str(folder))
-    said = complaint(capsys, *run, "--tasks", "hellaswag_here")
+    run = ("--run", str(tmp_path / "words"))
+    said = complaint(capsys, *run, "--tasks", "hellaswag_here", *here)
     assert "is not among the 2 of this tokenizer" in said and "byte pairs" in said
