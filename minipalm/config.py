@@ -109,14 +109,20 @@ class OfflineConfig:
     """PPO on a log of answers that some earlier policy gave."""
 
     ppo: PPOConfig  # iterations · batch_size / answers logged: passes over the log
-    weight_limit: float = 5.0  # largest importance weight of an answer; its reciprocal
-    # is not a limit: an answer that has become improbable may count for nothing
+    weight_limit: float = 5.0  # largest importance weight of an answer; none is too
+    # small: an answer that has become improbable may count for nothing
+    least_ess: float = 0.1  # effective sample size, as a share of the batch; a batch
+    # below it says next to nothing about the policy, and is not learnt from
 
     def __post_init__(self) -> None:
         if self.weight_limit < 1:
             raise ValueError(
                 "weight_limit must be 1 or more, so that a fresh log is left as it is "
                 f"(got {self.weight_limit})"
+            )
+        if not 0 <= self.least_ess < 1:
+            raise ValueError(
+                f"least_ess is a share, from 0 to below 1 (got {self.least_ess})"
             )
 
 

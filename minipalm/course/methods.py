@@ -68,15 +68,25 @@ ANSWERS = TOY.ppo.iterations * TOY.ppo.batch_size  # 8,192, of every method
 JUDGED = 512  # answers that a policy is judged by; not part of the budget
 BEST_OF = 64  # of n answers the best: no KL above 3.17 nats
 
-# --- settings: all tuned on seed 100, to about PPO's KL, and never on seeds 1 to 5 ----
+# --- settings -------------------------------------------------------------------------
+#
+# Tuned on seed 100 alone, a handful of runs each, to end near PPO's distance of 5.8
+# nats; none was changed after seeds 1 to 5 had been seen.
 
 PPO = TOY.ppo
-OFFLINE = OfflineConfig(
-    replace(TOY.ppo, iterations=256),  # four passes over the log
-    weight_limit=5.0,
-)
-OFFLINE_KL_COEF = 0.05
-DPO = DPOConfig(OptimConfig(steps=192, batch_size=64, lr=1e-3), beta=0.1)
+
+# One pass over the log. At PPO's learning rate, 1.4e-3, the policy leaves the log within
+# ten iterations (effective sample size below .1) and, if it is let, goes on to answers
+# that nobody has ever scored: gold 4.0, 50 nats, at β .3. So this one is slower, and
+# ends nearer to SFT, at 3.2 nats: the price of not asking again.
+OFFLINE = OfflineConfig(replace(TOY.ppo, policy_lr=5e-4), weight_limit=5.0)
+OFFLINE_KL_COEF = 0.15
+
+# Three epochs. β .1 went to 7.9 nats, .2 at half the rate to 4.1, .5 (128 steps) to 3.0.
+DPO = DPOConfig(OptimConfig(steps=192, batch_size=64, lr=1e-3), beta=0.3)
+
+# PPO's own dials where there are such. Groups of 8 were as good for RLOO, and took GRPO
+# to 7.4 nats without more gold.
 RLOO = GroupConfig(
     "rloo",
     iterations=TOY.ppo.iterations,
@@ -88,7 +98,7 @@ RLOO = GroupConfig(
     kl_coef=0.15,
     final_lr=0.3,
 )
-GRPO = replace(RLOO, method="grpo", kl_coef=0.15)
+GRPO = replace(RLOO, method="grpo")
 
 
 @dataclass(frozen=True)

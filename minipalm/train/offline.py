@@ -9,7 +9,7 @@ from minipalm.model.palm import PaLM
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.log import Log
 from minipalm.rlhf.offline import replay
-from minipalm.rlhf.ppo import ppo_update
+from minipalm.rlhf.ppo import PPOStats, ppo_update
 from minipalm.train.optim import adamw, batch_rows, lr_scale, set_lr
 from minipalm.train.run import Run, progress
 
@@ -38,6 +38,7 @@ def train_offline(
         run: where metrics and checkpoints go; resumes by itself. Among the metrics:
             score and kl, which are estimates from the log's answers, and staleness,
             ess, heaviest and limited, which tell how far to trust them (`replay`).
+            A batch with an ess below least_ess is looked at, not learnt from: steps 0.
         seed: of the order of the answers and of the minibatches.
         kl_coef: β, fixed.
         checkpoint_every: iterations; the last is kept in any case.
@@ -70,9 +71,10 @@ def train_offline(
         share = lr_scale(step, ppo.iterations, ppo.warmup, ppo.final_lr)
         set_lr(policy_optimizer, ppo.policy_lr * share)
         set_lr(critic_optimizer, ppo.value_lr * share)
-        stats = ppo_update(
-            policy, critic, rollout, policy_optimizer, critic_optimizer, ppo, generator
-        )
+        stats = PPOStats()  # of no step
+        if seen["ess"] >= config.least_ess:
+            pair = policy_optimizer, critic_optimizer
+            stats = ppo_update(policy, critic, rollout, *pair, ppo, generator)
         metrics = {**seen, **asdict(stats)}
         run.check_finite(step, **metrics)
         run.check_weights(step, modules)
