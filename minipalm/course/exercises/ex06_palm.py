@@ -354,23 +354,23 @@ COUNT = Exercise(
 # --- 6.3 next_token_loss --------------------------------------------------------------
 
 
-class Bigrams(nn.Module):
+class Bigrams(PaLM):
     """A bfloat16 model whose logits depend on the newest token alone."""
 
     table: Tensor
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         table = 2 * torch.randn(9, 9, generator=seeded(seed))
         self.register_buffer("table", table.bfloat16())
 
-    def hidden(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
         return F.one_hot(ids, 9).bfloat16()
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden @ self.table
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
         return self.logits(self.hidden(ids))
 
 

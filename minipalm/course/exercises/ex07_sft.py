@@ -414,24 +414,24 @@ def tiny(seed: int) -> PaLM:
     return model
 
 
-class Bigrams(nn.Module):
+class Bigrams(PaLM):
     """A bfloat16 model whose logits depend on the newest token alone."""
 
     table: Tensor
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         table = 2 * torch.randn(V, V, generator=seeded(seed))
         self.register_buffer("table", table.bfloat16())
 
-    def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
         return F.one_hot(ids, V).bfloat16()
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden @ self.table
 
-    def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
-        return self.logits(self.hidden(ids, segments))
+    def forward(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        return self.logits(self.hidden(ids))
 
 
 def sft_cases(seed: int) -> list[Case]:
