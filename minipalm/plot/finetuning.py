@@ -1,6 +1,7 @@
 """Figures of supervised fine-tuning: which tokens are asked for, and answers' ends."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Bool, Int
 from matplotlib.patches import Rectangle
@@ -64,7 +65,11 @@ def response_view(
     fills = {"prompt": COLORS["sft"], "response": COLORS["other"], "padding": "white"}
     for t, (kind, read, asked) in enumerate(shown):
         x, y = t % COLUMNS, -2.6 * (t // COLUMNS)
-        box = {"facecolor": fills[kind], "edgecolor": RULE, "alpha": 0.55}
+        box: dict[str, Any] = {
+            "facecolor": fills[kind],
+            "edgecolor": RULE,
+            "alpha": 0.55,
+        }
         ax.add_patch(Rectangle((x, y), 1, 1, **box))
         ax.text(x + 0.5, y + 0.5, read, ha="center", va="center", fontsize=8.5)
         if asked:
@@ -103,7 +108,12 @@ def answer_lengths(
         if index == len(lengths) - 1:
             color = COLORS["unpenalised"]
         weights = [100 / len(numbers)] * len(numbers)
-        how = {"color": color, "alpha": 0.65, "rwidth": 0.9, "label": name}
+        how: dict[str, Any] = {
+            "color": color,
+            "alpha": 0.65,
+            "rwidth": 0.9,
+            "label": name,
+        }
         ax.hist(numbers, edges, weights=weights, **how)
     ax.axvline(limit + 0.5, **DASHED)
     where = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top"}
