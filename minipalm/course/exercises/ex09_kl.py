@@ -709,8 +709,8 @@ UNFINISHED = "scores - penalty * ~finished"
 MISSING_EOS = Exercise(
     id="9.6",
     answer=penalise_missing_eos,
-    why="An answer that never ends has learnt to avoid the reading of its score; this "
-    "is what makes a policy learn to stop.",
+    why="Without a penalty, a policy that talks until it is cut off loses nothing; this "
+    "is what makes it learn to stop.",
     difficulty=2,
     importance=3,
     minutes=6,
@@ -719,7 +719,7 @@ MISSING_EOS = Exercise(
         "$s' = s - p \\cdot \\mathbb{1}[\\text{no eos among the answer's tokens}]$",
         "`finished = (mask & (responses == eos_id)).any(1)`",
     ),
-    bonus="InstructGPT's ancestors gave such answers one fixed low score instead. What "
+    bonus="Some systems give such answers one fixed low score instead. What "
     "does that teach about the rest of the answer?",
     cases=eos_cases,
     oracle=eos_oracle,
