@@ -16,8 +16,7 @@ def next_token_loss(
     """Mean cross-entropy of each token given those before it in its row, nats.
 
     Position t predicts token t + 1, so B rows of T tokens ask B · (T − 1)
-    questions.
-    Every token counts, token 0 too.
+    questions. Every token counts, token 0 too.
 
     Args:
         model: `model(ids)` are logits, B T V; the gradient goes to all of it.
