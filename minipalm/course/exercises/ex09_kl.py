@@ -709,8 +709,8 @@ UNFINISHED = "scores - penalty * ~finished"
 MISSING_EOS = Exercise(
     id="9.6",
     answer=penalise_missing_eos,
-    why="Without a penalty, a policy that talks until it is cut off loses nothing; this "
-    "is what makes it learn to stop.",
+    why="Without a penalty, a policy that talks until it is cut off loses nothing; "
+    "this is what makes it learn to stop.",
     difficulty=2,
     importance=3,
     minutes=6,
