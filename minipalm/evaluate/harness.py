@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minipalm.data.batches import pad_left, prompt_ids
-from minipalm.data.tokenizer import Tokenizer
+from minipalm.data.tokenizer import SPECIALS, Tokenizer
 from minipalm.model.cache import KVCache
 from minipalm.model.generate import sampling_law
 from minipalm.model.palm import PaLM
@@ -222,8 +222,9 @@ class Examinee:
     ) -> list[str]:
         """Go on until <eos>, a stop, or for `new` tokens; `generate` with stops."""
         written: list[list[int]] = [[] for _ in contexts]
-        # A stop that has just been completed lies within this many tokens.
-        reach = max([len(stop.encode()) for stop in sampling.stops], default=0) + 1
+        # A stop that has just been completed lies within this many tokens, of a byte or
+        # more each.
+        reach = max([len(stop.encode()) for stop in sampling.stops], default=1)
         ids, segments = self.padded(contexts)
         B, P = ids.shape
         like = self.model.embedding.weight
@@ -240,7 +241,8 @@ class Examinee:
             for at, (row, one) in enumerate(zip(rows, token[:, 0].tolist())):
                 if one == self.tokenizer.eos_id:
                     continue
-                written[row].append(one)
+                if one >= SPECIALS:  # the others stand for no text
+                    written[row].append(one)
                 tail = self.tokenizer.decode(written[row][-reach:])
                 if not any(stop in tail for stop in sampling.stops):
                     going.append(at)

@@ -119,6 +119,19 @@ def test_a_continuation_longer_than_the_window_is_scored_whole():
     assert logprob == pytest.approx(expected, abs=1e-4)
 
 
+def test_greedy_means_so_in_every_window():
+    one = examinee(window=4)
+    ids = prompt_ids(TOKENIZER, "the fox")
+    context = len(ids)
+    for at in range(8):  # two windows, each from the token before it
+        seen = torch.tensor([ids[context - 1 + at // 4 * 4 :]])
+        ids.append(one.model(seen)[0, -1].argmax().item())
+    assert one.score([(ids, 8)])[0][1] is True
+    ids[context] = (ids[context] + 1) % TOKENIZER.vocab_size
+    assert [plain(one, *piece)[1] for piece in windows(ids, 8, 4)] == [False, True]
+    assert one.score([(ids, 8)])[0][1] is False
+
+
 def test_rolling_loglikelihoods_equal_a_plain_loop_over_windows():
     one = examinee(window=10, batch_size=3)
     for text, logprob in zip(TEXTS, one.loglikelihood_rolling(TEXTS), strict=True):
@@ -231,16 +244,37 @@ def test_generation_equals_a_hand_loop(batch_size, window):
     assert not any(stop in text for stop in stops for text in written)
 
 
-def test_generation_ends_with_the_end_of_sequence_token():
+def scripted(tokens, tokenizer=TOKENIZER):
+    """One that writes these tokens, whatever it is asked."""
     one = examinee()
-    with torch.no_grad():  # the end becomes the most probable token of all
-        one.model.embedding.weight[TOKENIZER.eos_id] = 0
-        one.model.norm.weight.zero_()
-        one.model.embedding.weight[TOKENIZER.eos_id + 1 :] = 0
-    one.model.norm.bias = torch.nn.Parameter(torch.ones(16))
-    with torch.no_grad():
-        one.model.embedding.weight[TOKENIZER.eos_id] = 1
-    assert one.generate_until([("the fox", {}), ("a", {})]) == ["", ""]
+    one.tokenizer = tokenizer
+    left = iter(tokens)
+
+    def logits(hidden):
+        return torch.eye(one.model.config.vocab_size)[[next(left)] * len(hidden)]
+
+    one.model.logits = logits
+    return one
+
+
+def test_generation_ends_with_the_end_of_sequence_token():
+    a, b = TOKENIZER.encode("a")[0], TOKENIZER.encode("b")[0]
+    one = scripted([a, TOKENIZER.bos_id, b, TOKENIZER.eos_id, a])
+    assert one.generate_until([("the fox", {})]) == ["ab"]
+    assert scripted([TOKENIZER.eos_id]).generate_until([("the", {})]) == [""]
+
+
+def test_a_stop_is_seen_however_many_tokens_it_is_written_in():
+    tokenizer = BytePairTokenizer([])  # a token a byte
+    ids = tokenizer.encode("one ¿two? three")
+    with_others = [x for one in ids for x in (one, tokenizer.bos_id, tokenizer.pad_id)]
+    for tokens in (ids, with_others):
+        for stop in ("¿two?", " ", "e ¿", "¿", "one"):
+            reached = [at for at, x in enumerate(tokens) if x >= 3]
+            end = len(("one ¿two? three".split(stop)[0] + stop).encode())
+            one = scripted(tokens[: reached[end - 1] + 1], tokenizer)  # and no more
+            (text,) = one.generate_until([("the", {"until": [stop]})])
+            assert text == "one ¿two? three".split(stop)[0]
 
 
 def test_each_row_is_asked_in_its_own_way():
