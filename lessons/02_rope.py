@@ -3,7 +3,7 @@
 #
 # Attention compares tokens, but it has no idea which came first. You build
 # RoPE, the rotary position embedding that PaLM uses: it turns each query and
-# each key by an angle that grows with its position. No weight is added, and
+# each key by an angle that grows with its position. No parameter is added, and
 # what a score can see is how far apart two tokens stand.
 
 # %% tags=["parameters"]
@@ -31,6 +31,12 @@ from minipalm.course.check import check, progress
 # %% [markdown]
 # ## Does attention know the order?
 #
+# Attention in two sentences: each token has a **query** (what it looks for), a
+# **key** (what it is found by) and a **value** (what is read there). Query
+# times key is a **score**, and the softmax of a token's scores weighs a mean
+# of values. Several such **heads**, of width $K$, work side by side.
+
+# %% [markdown]
 # **Predict.** The last token of a text looks at itself and at all tokens
 # before it. You shuffle those before it. Does what it reads change a lot, a
 # little, or not at all?
@@ -44,8 +50,9 @@ after = attention(q, k[:, :, shuffled], v[:, :, shuffled])[0, 0, -1]
 print(f"largest difference: {(after - before).abs().max():.7f}")
 
 # %% [markdown]
-# To the last token, a text is a bag of tokens: "dog bites man" and "man bites
-# dog" are one. The causal mask says what may be seen, not where it stands.
+# Not at all, up to rounding. To the last token, a text is a bag of tokens:
+# "dog bites man" and "man bites dog" are one. That a token sees only those
+# before it (the causal mask) says what may be seen, not where it stands.
 #
 # So the position must get into queries and keys. But how, if a phrase is to
 # mean the same wherever it stands?
@@ -55,8 +62,9 @@ print(f"largest difference: {(after - before).abs().max():.7f}")
 #
 # Take two numbers of a query, $(a, b)$, for the hand of a clock, and turn it a
 # little further with every token. Two hands that turn equally fast keep the
-# angle between them; only the distance of their tokens sets it. And the
-# product of two hands depends on their lengths and that angle alone.
+# angle between them; only the distance of their tokens sets it. And the dot
+# product of two hands depends on their lengths and that angle alone. (The
+# hands turn counterclockwise, as angles do in mathematics.)
 
 # %% [markdown]
 # One clock cannot tell far from near: after a full turn it begins again. So a
@@ -70,13 +78,15 @@ print(f"largest difference: {(after - before).abs().max():.7f}")
 from minipalm.model.rope import rotations
 
 # %% [markdown]
-# **Predict.** Below is the angle of every pair, for as many tokens as a
-# training row of this course has. Which pairs come round more than once? What
-# colour will the last pair have?
+# **Predict.** Here are the sizes of this course. Which pairs turn more than
+# once in a row? Will the colour of the last pair change at all?
 
 # %%
 preset = get_preset(scale)
 head_dim = preset.policy.head_dim
+print(f"a head has {head_dim // 2} pairs, a row {preset.window} tokens")
+
+# %%
 angle_map(*rotations(torch.arange(preset.window)[None], head_dim))
 
 # %% [markdown]
@@ -106,7 +116,8 @@ from minipalm.model.rope import rotate
 # **Predict.** The query stands at 9, the key at 4. You move both by 5 tokens.
 # What happens to the hands? What happens to the score?
 #
-# Then move the query alone, until the three clocks agree best.
+# Then move the query alone. Which distance, other than 0, makes the three
+# clocks agree best? (The key's hand is only drawn shorter.)
 
 
 # %% tags=["classroom"]
@@ -117,14 +128,15 @@ def two_hands(query, key):
 interactive(two_hands, query=(0, 24, 1, 9), key=(0, 24, 1, 4))
 
 # %% [markdown]
-# Without a kernel, here is the answer to the first question.
+# Both moved by 5, in case your sliders do not move:
 
 # %% tags=["classroom"]
 two_hands(9 + 5, 4 + 5)
 
 # %% [markdown]
-# Every hand has moved, and the dot has not: distance and score are the same
-# as before. In numbers, for random queries and keys at random positions:
+# Every hand has moved, and the black dot on the curve has not: distance and
+# score are the same as before. In numbers, for random queries and keys at
+# random positions (what is left is float32's rounding):
 
 # %%
 generator = torch.Generator().manual_seed(seed)
@@ -165,13 +177,13 @@ for base in (100.0, 10_000.0, 1_000_000.0):
     print(
         f"base {base:,.0f}: {turns[0]:.1f} to {turns[-1]:,.0f} tokens a turn"
     )
-    print(f"    in a row, {slow} of {len(turns)} pairs make less than one")
+    print(f"    {slow} of {len(turns)} pairs do not finish one turn in a row")
 
 # %% [markdown]
 # ## A score that takes a distance
 #
-# Now state the promise as a function. You need no positions for it: choose
-# the two most convenient ones.
+# Now state the promise as a function: the score of a query and a key, divided
+# by $\sqrt K$ as attention does, from their distance alone.
 
 # %% tags=["exercise"]
 from minipalm.model.rope import scores_by_distance
@@ -219,8 +231,9 @@ print(f"300 tokens further: {(second - first).abs().max():.6f}")
 print(f"in reverse order:   {(reversed_places - first).abs().max():.6f}")
 
 # %% [markdown]
-# So a prompt may be padded on the left: the number of the place where it
-# begins does not matter, as long as its tokens stand side by side.
+# So a prompt may have padding on its left that nobody looks at: the number of
+# the place where it begins does not matter, only that its tokens stand side by
+# side.
 
 # %% [markdown]
 # ## Break it
@@ -233,6 +246,8 @@ print(f"in reverse order:   {(reversed_places - first).abs().max():.6f}")
 # - *Mixed pairs*: queries pair numbers half a head apart, keys pair
 #   neighbours, as if weights of another library had been loaded.
 # - *bfloat16*: the angles are rounded to that type before cosine and sine.
+#
+# **Predict.** Which of them fails at once, which only later?
 
 
 # %% tags=["classroom"]
@@ -278,14 +293,15 @@ moved_along(
 # %% [markdown]
 # You see one flat line. *Added* and *mixed pairs* swing from the first token:
 # a phrase learnt at one place is another phrase elsewhere. *bfloat16* is the
-# treacherous one: all is well while the text is short, and the further along,
-# the coarser the angles become. No error is raised in any of them.
+# treacherous one: it keeps eight significant bits, so all is well while the
+# text is short, and the further along, the coarser the angles become. No error
+# is raised in any of them.
 
 # %% [markdown]
 # ## One token, again and again
 #
 # **Predict.** A PaLM reads the same token ten times and nothing else. It has
-# RoPE, so it knows where each one stands. Are the predictions after the first
+# RoPE, so it knows where each one stands. Are the predictions after the second
 # and after the tenth different?
 
 # %% tags=["classroom"]
@@ -298,29 +314,29 @@ with torch.no_grad():
         print(f"{name}: {(logits[-1] - logits[1]).abs().max():.6f}")
 
 # %% [markdown]
-# They are the same: this network cannot count to two. Rotation changes the
-# *weights* of a mean, and all that is averaged are values, here ten equal
+# They are the same: this network cannot count. Rotation changes with which
+# shares a mean is taken, and all that is averaged are values, here ten equal
 # ones. Any weighted mean of equal vectors is that vector, in each layer anew.
 #
-# One different token in front is enough: now the weights decide how much of
-# it is left, and distance becomes visible. It is one more reason for rows to
+# One different token in front is enough: now the shares decide how much of it
+# is left, and distance becomes visible. It is one more reason for rows to
 # begin with `<bos>`.
 
 # %% [markdown]
 # ## What changed
 #
-# You have a position that costs no weight, and a score that sees distance
+# You have a position that costs no parameter, and a score that sees distance
 # only. In the next lesson these queries and keys meet in attention.
 #
-# Angles belong to positions, not to places in a tensor: padded, packed and
-# cached tokens bring their own.
+# Angles belong to positions, not to places in a tensor. That will matter when
+# rows are padded, hold several texts, or are read token by token.
 
 # %% [markdown]
 # ## What real systems do differently
 #
 # - They compute cosine and sine once, for the longest text, and keep them.
-# - Some turn a part of each head only; x-transformers turns half of it unless
-#   told otherwise.
+# - Some turn a part of each head only; x-transformers, a library of
+#   transformer parts, turns half of it unless told otherwise.
 # - Which numbers are paired differs between libraries, so loading weights may
 #   mean reordering the columns of the query and key projections.
 # - For long contexts they raise the base before the last part of training, or
@@ -330,8 +346,8 @@ with torch.no_grad():
 # ## Left out on purpose
 #
 # - Reading texts longer than those of training: see YaRN below.
-# - xPos, which also shrinks scores with distance; PaLM-rlhf-pytorch turns it
-#   on.
+# - xPos, which also shrinks scores with distance; PaLM-rlhf-pytorch, the
+#   library that this course rebuilds, turns it on.
 # - Learned positions, biases on scores (ALiBi), and no positions at all: the
 #   causal mask alone lets a deep network find out some of the order.
 

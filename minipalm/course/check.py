@@ -16,7 +16,7 @@ def line(exercise: Exercise, verdict: Verdict) -> str:
     if verdict.message:
         text += f": {verdict.message}"
     if verdict.status != "ok":
-        text += f" [until then, the packaged {exercise.name} goes on below]"
+        text += f" [below, the package's {exercise.name} is used until then]"
     return textwrap.fill(text, 84, subsequent_indent="    ", break_on_hyphens=False)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import math
 import traceback
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minipalm.course.exercise import Candidate, Case, Exercise, exercises
+from minipalm.course.exercise import Candidate, Case, Exercise, call, exercises
 from minipalm.course.guard import TimeUp, guarded, restore_libraries, within
 
 SECONDS = 8.0  # for all that a check asks of a learner's code; a right one needs < 1
@@ -114,14 +115,17 @@ def attempt(
         after = [*args, *kwargs.items()]
         for i, (old, new) in enumerate(zip(before, after)):
             if not isinstance(old, torch.Generator) and difference(old, new, ""):
-                outcome.changed = f"{ordinal(i)} argument"
+                outcome.changed = argument(exercise, i)
                 break
     return outcome
 
 
-def ordinal(index: int) -> str:
-    names = ("first", "second", "third", "fourth", "fifth", "sixth")
-    return names[index] if index < len(names) else f"{index + 1}th"
+def argument(exercise: Exercise, index: int) -> str:
+    """What a learner calls the argument: its name, if a case is a plain call."""
+    names = list(inspect.signature(exercise.answer).parameters)
+    if exercise.run is call and index < len(names):
+        return f"argument {names[index]}"
+    return f"argument number {index + 1}"
 
 
 # --- compare ----------------------------------------------------------------------
@@ -144,7 +148,7 @@ def difference(expected: Any, got: Any, where: str, tolerance: float = 1e-4) -> 
             return f"expected a dict{where}, got {a(got)}"
         if set(expected) != set(got):
             return f"expected the keys {list(expected)}{where}, got {list(got)}"
-        parts = [(expected[key], got[key], f" at {key!r}{where}") for key in expected]
+        parts = [(expected[key], got[key], f" in {key!r}{where}") for key in expected]
     elif isinstance(expected, list | tuple):
         kind = "list" if isinstance(expected, list) else "tuple"
         if not isinstance(got, list | tuple) or isinstance(got, list) != (
@@ -153,7 +157,7 @@ def difference(expected: Any, got: Any, where: str, tolerance: float = 1e-4) -> 
             return f"expected a {kind}{where}, got {a(got)}"
         if len(expected) != len(got):
             return f"expected {len(expected)} items{where}, got {len(got)}"
-        names = [f" at [{i}]{where}" for i in range(len(expected))]
+        names = [f" in item {i}{where}" for i in range(len(expected))]
         parts = list(zip(expected, got, names))
     elif hasattr(expected, "__dict__") and type(expected).__eq__ is object.__eq__:
         if type(got) is not type(expected):

@@ -19,7 +19,8 @@ def rotations(
 
     Args:
         positions: whole numbers, the place of each token in its own text, counted from
-            0. Each row has its own, in any order: texts may be packed or padded.
+            0; one that is negative turns the other way. Each row has its own, in any
+            order: a row may hold several texts, or padding before one.
         head_dim: K, the width of a head; even, since RoPE turns pairs.
         base: the larger, the slower the last pairs turn.
 
@@ -55,19 +56,19 @@ def rotate(
     and the length of a vector does not change.
 
     With a = x_i and b = x_{i+K/2}, the pair turned by an angle φ, counterclockwise, is
-    a cos φ − b sin φ and b cos φ + a sin φ. Each takes the place of the old one.
+    a cos φ − b sin φ and b cos φ + a sin φ: the new x_i and the new x_{i+K/2}.
 
     Args:
         x: queries or keys, of H heads. It is not changed; its gradient flows.
         cosine, sine: from `rotations`, for the same positions as x; one row of them
-            serves all rows of x.
+            may serve all rows of x.
 
     Returns:
         the rotated vectors, in the type of x: bfloat16 stays bfloat16, and is rounded
         once, at the end. At position 0 they equal x.
 
-    Example: the head (1, 0, 0, 0) has the pairs (1, 0) and (0, 0). A quarter turn of
-    the first gives (0, 0, 1, 0).
+    Example: the head (1, 2, 3, 4) has the pairs (1, 3) and (2, 4). A quarter turn of
+    the first gives (−3, 2, 1, 4).
 
     Source: RoFormer, section 3.4.2, equation 34 (there the pairs are neighbours; here
     they are half a head apart, which is the same up to a fixed order of columns).

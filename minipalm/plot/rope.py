@@ -164,8 +164,8 @@ def score_curves(
         for name, one in scores.items()
     ]
     figure, [ax] = new_figure(
-        f"From {int(distances[far])} tokens on, {' and '.join(kept)} is left of the "
-        "mean score at 0"
+        f"From {int(distances[far])} tokens on, {' and '.join(kept)} is left "
+        "on average of the mean score at 0"
     )
     for index, (name, one) in enumerate(scores.items()):
         color, mean, sd = color_of("", 2 * index), one.mean(0), one.std(0)
@@ -173,7 +173,7 @@ def score_curves(
         ax.fill_between(distances, mean - sd, mean + sd, color=color, alpha=0.2, lw=0)
     ax.axhline(0, **DASHED)
     ax.set(
-        xlabel="query's position − key's, tokens", ylabel="score, mean and sd of pairs"
+        xlabel="query's position − key's, tokens", ylabel="score, mean and sd of copies"
     )
     legend(ax)
     return figure

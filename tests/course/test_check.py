@@ -56,7 +56,7 @@ def test_an_untouched_stub_is_todo_and_the_packaged_one_goes_on(said):
 
     result, line = said(stub)
     assert result is whiten
-    assert line.startswith(f"{ID} whiten: todo") and "packaged whiten" in line
+    assert line.startswith(f"{ID} whiten: todo") and "the package's whiten is used" in line
 
 
 def test_the_packaged_one_put_there_by_a_check_is_not_taken_for_the_learners(said):
@@ -151,7 +151,7 @@ def test_it_survives_a_change_of_the_inputs(said):
         return result
 
     result, line = said(in_place)
-    assert result is whiten and "it changes its first argument" in line
+    assert result is whiten and "it changes its argument x" in line
 
 
 def test_what_the_learner_prints_does_not_hide_the_verdict(said):
@@ -283,8 +283,8 @@ ONE = torch.ones(2)
         ((ONE, 2), (ONE, 2), ""),
         ((ONE, 2), (ONE,), "expected 2 items, got 1"),
         ((ONE, 2), [ONE, 2], "expected a tuple, got a list"),
-        ([1, 2], [1, 3], "expected 2 at [1], got 3"),
-        ({"a": 1.0}, {"a": 1.5}, "expected 1 at 'a', got 1.5"),
+        ([1, 2], [1, 3], "expected 2 in item 1, got 3"),
+        ({"a": 1.0}, {"a": 1.5}, "expected 1 in 'a', got 1.5"),
         ({"a": 1}, {"b": 1}, "expected the keys ['a'], got ['b']"),
         (0.25, 0.25 + 1e-7, ""),
         (3, 3.0, "expected the int 3, got the float 3.0"),

@@ -113,6 +113,11 @@ ROTATIONS = Exercise(
     tolerance=5e-4,
     traps=(
         Trap(
+            "`base ** -2 * i` is read as `(base ** -2) * i`: power binds before times. "
+            "Put the whole exponent in brackets.",
+            ("base**-exponents", "(base**-1.0 * exponents)"),
+        ),
+        Trap(
             "The exponent is 2i/K for pair i; here it is i/K, so the slow pairs turn "
             "far too fast.",
             ("torch.arange(0, head_dim, 2, ", "torch.arange(head_dim // 2, "),
@@ -274,15 +279,16 @@ def rotate_neighbours(x, cosine, sine):
 
 
 def rotate_neighbours_into_halves(x, cosine, sine):
-    even, odd = x[..., ::2], x[..., 1::2]
-    pairs = even * cosine - odd * sine, odd * cosine + even * sine
-    return torch.cat(pairs, -1).to(x.dtype)
+    """The pairs of one convention read, those of the other written."""
+    first, second = x[..., 0::2], x[..., 1::2]
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def rotate_halves_into_neighbours(x, cosine, sine):
     first, second = x.chunk(2, dim=-1)
-    pairs = first * cosine - second * sine, second * cosine + first * sine
-    return torch.stack(pairs, -1).flatten(-2).to(x.dtype)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
 
 
 def rotate_half_of_the_head(x, cosine, sine):
@@ -605,6 +611,12 @@ def scores_of_all_pairs(q, k, distances, base=10_000.0):
     return every.mean(1)
 
 
+def scores_with_every_key(q, k, distances, base=10_000.0):
+    queries = q[:, None, None].expand(-1, 1, len(distances), -1)
+    turned = rotate(queries, *rotations(distances[None], q.shape[1], base))
+    return turned[:, 0] @ k.mT / math.sqrt(q.shape[1])
+
+
 def scores_with_both_at_distance(q, k, distances, base=10_000.0):
     turns = rotations(distances[None], q.shape[1], base)
     wide = (x[:, None, None].expand(-1, 1, len(distances), -1) for x in (q, k))
@@ -621,11 +633,11 @@ SCORES = Exercise(
     importance=4,
     minutes=12,
     hints=(
-        "If only the distance counts, which two positions are the most convenient?",
+        "`rotate` wants its tokens on axis T. Which axis can hold your distances?",
         "$\\text{score}(d) = (R_d\\, q) \\cdot k / \\sqrt{K}$, where $R_d$ turns each "
         "pair as position $d$ does.",
         '`queries = repeat(q, "N K -> N 1 S K", S=len(distances))`, a query at each '
-        "distance; now turn them.",
+        "distance; now turn them by `rotations(distances[None], K, base)`.",
     ),
     bonus="Multiply out one pair by hand: with which phase shift does its cosine of "
     "the distance begin, and which property of q and k sets its height?",
@@ -669,6 +681,11 @@ SCORES = Exercise(
             "Each query meets all keys and the scores are averaged. Query n belongs to "
             "key n alone.",
             scores_of_all_pairs,
+        ),
+        Trap(
+            "Each query meets every key here. Query n belongs to key n alone: multiply "
+            "number by number and sum over K.",
+            scores_with_every_key,
         ),
         Trap(
             "There is a row for each distance here: query and key n is the row, the "
