@@ -12,6 +12,7 @@ come from the Hugging Face hub, or from files of your own beside a task's YAML f
 import argparse
 import difflib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -342,6 +343,8 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = read_arguments(argv)
     tasks = [name for name in args.tasks.split(",") if name]
+    # it warns of each of MMLU's 57 subjects what was asked for
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         if find_spec("lm_eval") is None:
             raise BenchmarkError(

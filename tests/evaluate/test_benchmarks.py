@@ -380,6 +380,41 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, folder, capsys):
     assert kept["results"]["hellaswag_here"].keys() >= {"acc,none", "acc_stderr,none"}
 
 
+@needs_harness
+def test_the_three_of_the_plan_run_by_their_own_names(
+    tmp_path, folder, capsys, monkeypatch
+):
+    """The harness's own tasks, with our lines in the place of what the hub has."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, name=None, **options):
+        asked.append((path, name))
+        lines = {"cais/mmlu": MMLU, "Rowan/hellaswag": HELLASWAG}.get(path, PROBLEMS)
+        data = datasets.Dataset.from_list(lines)
+        return {split: data for split in ("train", "validation", "dev", "test")}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    make_run(tmp_path)
+    command = ["--run", str(tmp_path), "--tasks", "hellaswag,mmlu,humaneval"]
+    assert main([*command, "--limit", "2", "--allow-code"]) == 0
+    results = json.loads((tmp_path / "benchmarks/11_ppo.json").read_text())["results"]
+    places = [path for path, _ in asked]
+    assert {"Rowan/hellaswag", "cais/mmlu", "openai/openai_humaneval"} == set(places)
+    subjects = [name for path, name in asked if path == "cais/mmlu"]
+    assert len(subjects) == len(set(subjects)) == 57
+    scores = [results[f"mmlu_{subject}"]["acc,none"] for subject in subjects]
+    assert results["mmlu"]["acc,none"] == pytest.approx(sum(scores) / 57)
+    assert results["mmlu"]["acc_stderr,none"] >= 0
+    assert results["humaneval"]["pass@1,create_test"] == 0  # it has learned nothing
+    table = capsys.readouterr().out
+    for task in ("hellaswag", "mmlu", "humaneval"):
+        assert re.search(
+            rf"^{task} .* \d\.\d{{4}}   ± \d\.\d{{4}}", table, re.MULTILINE
+        )
+
+
 def complaint(capsys, *command):
     assert main(command) == 1
     said = capsys.readouterr()
