@@ -108,7 +108,7 @@ def test_49_stopped_in_a_step_and_resumed_is_uninterrupted(world, tmp_path):
     WORLDS[world](tmp_path / "whole")
     whole = left_by(tmp_path / "whole")
     assert len(read_metrics(tmp_path / "whole")) == 6
-    for stop in (1, 2, 3, 5, 6):
+    for stop in (1, 4, 6):
         folder = tmp_path / str(stop)
         with pytest.raises(Stopped):
             WORLDS[world](folder, stop=stop)
