@@ -49,12 +49,11 @@ from minipalm.model.block import (
 from minipalm.model.cache import KVCache
 from minipalm.model.rope import rotations
 from minipalm.train.optim import batch_rows, micro_batches
-from minipalm.train.run import Run, progress, read_metrics
+from minipalm.train.run import Run, read_metrics, steps_left
 from minipalm.train.stage import finish_stage
 
 # %% tags=["classroom"]
-from minipalm.course import check as course
-from minipalm.course.check import check
+from minipalm.course.check import check, progress
 from minipalm.course.classroom import start_afresh
 from minipalm.plot.interactive import interactive
 from minipalm.plot.sampling import first_losses, law_of_next, lying_loss
@@ -500,4 +499,4 @@ finish_stage(
 #   arXiv 2203.15556: how much text for how many parameters.
 
 # %% tags=["classroom"]
-course.progress()
+progress()

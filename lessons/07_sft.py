@@ -41,7 +41,7 @@ from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.sft import Example, Rows, pad_examples
 from minipalm.train.optim import adamw, micro_batches, optimizer_step
-from minipalm.train.run import Run, progress, read_metrics
+from minipalm.train.run import Run, read_metrics, steps_left
 from minipalm.train.stage import (
     finish_stage,
     finished_stage,
@@ -50,8 +50,7 @@ from minipalm.train.stage import (
 )
 
 # %% tags=["classroom"]
-from minipalm.course import check as course
-from minipalm.course.check import check
+from minipalm.course.check import check, progress
 from minipalm.course.classroom import start_afresh
 from minipalm.plot.finetuning import answer_lengths, response_view
 from minipalm.plot.interactive import interactive
@@ -434,4 +433,4 @@ finish_stage(
 #   huggingface/transformers (October 2024): the denominator of a part.
 
 # %% tags=["classroom"]
-course.progress()
+progress()

@@ -56,7 +56,7 @@ from minipalm.train.optim import (
     micro_batches,
     optimizer_step,
 )
-from minipalm.train.run import Run, progress as live_bar, read_metrics
+from minipalm.train.run import Run, read_metrics, steps_left
 from minipalm.train.stage import (
     finish_stage,
     finished_stage,

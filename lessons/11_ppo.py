@@ -48,7 +48,7 @@ from minipalm.rlhf.reward import RewardModel, check_pooling, scalar_head
 from minipalm.rlhf.rollout import Reward, Rollout, collect
 from minipalm.train.optim import adamw, lr_scale, set_lr
 from minipalm.train.ppo import rollout_metrics
-from minipalm.train.run import Run, progress, read_metrics
+from minipalm.train.run import Run, read_metrics, steps_left
 from minipalm.train.stage import (
     finish_stage,
     finished_stage,
@@ -57,8 +57,7 @@ from minipalm.train.stage import (
 )
 
 # %% tags=["classroom"]
-from minipalm.course import check as course
-from minipalm.course.check import check
+from minipalm.course.check import check, progress
 from minipalm.course.classroom import start_afresh
 from minipalm.evaluate.judge import judge
 from minipalm.evaluate.report import MEASURES
@@ -607,4 +606,4 @@ broken_runs(runs, {"score": "reward, sd", "entropy": "entropy, nats/token"})
 #   arXiv 2005.12729: what the clipped value loss and its like really do.
 
 # %% tags=["classroom"]
-course.progress()
+progress()

@@ -82,7 +82,9 @@ def refresh(solutions: list[Path]) -> int:
     from there. Returns 0, or 1 if a cell failed or an output was too large.
     """
     out, status = Path("runs/lessons"), 0
-    given = {"scale": "toy", "seed": "0", "out": out.as_posix()}
+    given = {"scale": "toy", "seed": "0"} | dict.fromkeys(
+        ("out", "whole"), out.as_posix()
+    )
     for solution in solutions:
         print(f"running {solution.name}", flush=True)
         stage = out / solution.stem

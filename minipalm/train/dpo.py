@@ -12,7 +12,7 @@ from minipalm.rlhf.dpo import (
 )
 from minipalm.rlhf.pairs import Pairs
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
-from minipalm.train.run import Run, progress
+from minipalm.train.run import Run, steps_left
 
 
 def train_dpo(
@@ -47,7 +47,7 @@ def train_dpo(
     modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
     ref_chosen, ref_rejected = reference_logprobs(reference, pairs)
-    for step, bar in progress(start, optim.steps, run.name):
+    for step, bar in steps_left(start, optim.steps, run.name):
         chosen_rows = batch_rows(len(pairs), optim.batch_size, step, seed)
         metrics = dict.fromkeys(
             ("loss", "accuracy", "margin", "chosen", "rejected"), 0.0

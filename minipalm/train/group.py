@@ -12,7 +12,7 @@ from minipalm.rlhf.kl import k3
 from minipalm.rlhf.logprobs import masked_mean
 from minipalm.rlhf.rollout import Reward
 from minipalm.train.optim import adamw, lr_scale, set_lr
-from minipalm.train.run import Run, progress
+from minipalm.train.run import Run, steps_left
 
 
 def group_update(
@@ -114,7 +114,7 @@ def train_group(
     generators = {"generator": generator, "sampler": sampler}
     start, _ = run.resume(modules, optimizers, generators)
     different = config.batch_size // config.group_size  # prompts an iteration
-    for step, bar in progress(start, config.iterations, run.name):
+    for step, bar in steps_left(start, config.iterations, run.name):
         rows = torch.randint(len(prompts), (different,), generator=generator)
         groups = collect_groups(
             policy,

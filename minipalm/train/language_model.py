@@ -7,7 +7,7 @@ from torch import Tensor
 from minipalm.config import OptimConfig
 from minipalm.model.palm import PaLM
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
-from minipalm.train.run import Run, progress
+from minipalm.train.run import Run, steps_left
 
 
 def next_token_loss(
@@ -68,7 +68,7 @@ def train_language_model(
     optimizer = adamw(model, config.weight_decay, config.betas)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
-    for step, bar in progress(start, config.steps, run.name):
+    for step, bar in steps_left(start, config.steps, run.name):
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
         loss = 0.0
         for part in micro_batches(chosen, config.micro_batch):

@@ -11,7 +11,7 @@ from minipalm.rlhf.log import Log
 from minipalm.rlhf.offline import replay
 from minipalm.rlhf.ppo import PPOStats, ppo_update
 from minipalm.train.optim import adamw, batch_rows, lr_scale, set_lr
-from minipalm.train.run import Run, progress
+from minipalm.train.run import Run, steps_left
 
 
 def train_offline(
@@ -57,7 +57,7 @@ def train_offline(
     }
     generators = {"generator": generator}
     start, _ = run.resume(modules, optimizers, generators)
-    for step, bar in progress(start, ppo.iterations, run.name):
+    for step, bar in steps_left(start, ppo.iterations, run.name):
         rows = batch_rows(len(log), ppo.batch_size, step, seed)
         rollout, seen = replay(
             policy,

@@ -15,7 +15,7 @@ from minipalm.rlhf.kl import KLController
 from minipalm.rlhf.ppo import ppo_update
 from minipalm.rlhf.rollout import Reward, Rollout, collect
 from minipalm.train.optim import adamw, lr_scale, set_lr
-from minipalm.train.run import Run, progress
+from minipalm.train.run import Run, steps_left
 
 
 def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
@@ -91,7 +91,7 @@ def train_ppo(
     generators = {"generator": generator, "sampler": sampler}
     start, state = run.resume(modules, optimizers, generators)
     kl.coef = state.get("kl_coef", kl_coef)
-    for step, bar in progress(start, config.iterations, run.name):
+    for step, bar in steps_left(start, config.iterations, run.name):
         rows = torch.randint(len(prompts), (config.batch_size,), generator=generator)
         rollout = collect(
             policy,

@@ -4,8 +4,7 @@ from minipalm.config import RewardConfig
 from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel, pairwise_loss, score_pairs
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
-from minipalm.train.run import Run
-from minipalm.train.run import progress as live_bar  # a lesson has another progress
+from minipalm.train.run import Run, steps_left
 
 
 def train_reward_model(
@@ -36,7 +35,7 @@ def train_reward_model(
     optimizer = adamw(model, optim.weight_decay, optim.betas)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
-    for step, bar in live_bar(start, optim.steps, run.name):
+    for step, bar in steps_left(start, optim.steps, run.name):
         chosen_rows = batch_rows(len(pairs), optim.batch_size, step, seed)
         loss = accuracy = 0.0
         for part in micro_batches(chosen_rows, optim.micro_batch):

@@ -193,7 +193,7 @@ def first_difference(path: Path, wanted: Any) -> str:
     return f"{name[1:]} is {found}, and {wanted} is asked for"
 
 
-def progress(start: int, steps: int, name: str) -> Iterator[tuple[int, tqdm]]:
+def steps_left(start: int, steps: int, name: str) -> Iterator[tuple[int, tqdm]]:
     """Each step still to do, counted from 1, and the live bar that counts them."""
     if start >= steps:
         print(f"{name}: already trained; to train again, remove its folder")

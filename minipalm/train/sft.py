@@ -6,7 +6,7 @@ from minipalm.config import OptimConfig
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.sft import Rows, sft_loss
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
-from minipalm.train.run import Run, progress
+from minipalm.train.run import Run, steps_left
 
 
 def sft_step(
@@ -71,7 +71,7 @@ def train_sft(
     optimizer = adamw(model, config.weight_decay, config.betas)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
-    for step, bar in progress(start, config.steps, run.name):
+    for step, bar in steps_left(start, config.steps, run.name):
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
         loss, norm = sft_step(model, optimizer, rows[chosen], config, step)
         run.check_finite(step, loss=loss, grad_norm=norm)

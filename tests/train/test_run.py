@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from minipalm.train import run as run_module
-from minipalm.train.run import Run, TrainingError, progress, read_metrics
+from minipalm.train.run import Run, TrainingError, read_metrics, steps_left
 from tests.train.worlds import OPTIM, left_by
 
 
@@ -180,16 +180,16 @@ def test_progress_counts_on_where_it_was_left(monkeypatch):
         run_module, "tqdm", lambda **more: tqdm(file=shown, **more | {"mininterval": 0})
     )
     steps = []
-    for step, bar in progress(3, 6, "07_sft/policy"):
+    for step, bar in steps_left(3, 6, "07_sft/policy"):
         bar.set_postfix(loss="1.234", refresh=False)
         steps.append(step)
     assert steps == [4, 5, 6]
     text = shown.getvalue()  # stage, step, loss and time left
     assert "07_sft/policy" in text and "5/6 [" in text and "loss=1.234" in text
     assert "<" in text
-    assert list(progress(6, 6, "x")) == []
+    assert list(steps_left(6, 6, "x")) == []
 
 
 def test_progress_without_a_bar_ends(monkeypatch):
     monkeypatch.setattr(run_module, "tqdm", lambda **more: tqdm(disable=True, **more))
-    assert [step for step, _ in progress(0, 3, "x")] == [1, 2, 3]
+    assert [step for step, _ in steps_left(0, 3, "x")] == [1, 2, 3]
