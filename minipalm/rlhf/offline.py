@@ -5,9 +5,11 @@ forgives a policy that has moved a little since it sampled. A log asks for more:
 policy that wrote it, b, may be far from the policy π that learns. An answer y then
 stands for w = π(y | x) / b(y | x) answers of π, its importance weight.
 
-What breaks is seen before the reward falls. With distance, few answers carry nearly all
-the weight (`effective_sample_size`), and the clipped weights leave most of the others
-out of the sum: what is learnt is about the log's policy, not about π.
+What breaks can be seen, but not in the loss. With distance, few answers carry nearly
+all the weight (`effective_sample_size`), and what is learnt is about those few. Further
+on, the policy puts its probability on answers that are not in the log. No weight speaks
+of them, no KL estimate sees them: all weights fall towards 0, the estimated KL below 0,
+and nothing holds the policy back.
 """
 
 import math
