@@ -343,7 +343,8 @@ for name, model in models.items():
 # - They never hold all scores in memory: a kernel goes through keys tile by
 #   tile and keeps a running softmax. `fused_attention` in the package calls
 #   PyTorch's; it gives your numbers.
-# - They skip tiles that the mask hides altogether, so packing costs nothing.
+# - They skip tiles that the mask hides altogether, so that packing costs next
+#   to nothing.
 # - They keep the cache in pages, so that answers of different lengths waste no
 #   room, and share the pages of a common prompt.
 # - They store it in 8 bits, or for a window of the last tokens only.
@@ -354,7 +355,8 @@ for name, model in models.items():
 # - Grouped queries inside a whole model, sliding windows: lesson 17.
 # - A paged cache and continuous batching: vLLM does this well.
 # - A prompt whose tokens see each other both ways (prefix language models),
-#   and attention to a second text (encoder and decoder): T5 has both.
+#   and attention to a second text (encoder and decoder): the paper on T5
+#   (Raffel et al. 2019, arXiv 1910.10683) compares both.
 
 # %% [markdown]
 # ## Further reading

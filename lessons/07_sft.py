@@ -429,8 +429,8 @@ finish_stage(
 # - Zhou et al. 2023, *LIMA: Less Is More for Alignment*, arXiv 2305.11206: a
 #   thousand good demonstrations.
 # - Hu et al. 2021, *LoRA*, arXiv 2106.09685.
-# - *Fix Gradient Accumulation issue*, pull request 34191 of
-#   huggingface/transformers (October 2024): the denominator of a part.
+# - Pull request 34191 of huggingface/transformers (October 2024), on gradient
+#   accumulation: the denominator of a part.
 
 # %% tags=["classroom"]
 progress()

@@ -480,7 +480,8 @@ finish_stage(
 #
 # - Labels come from people (or from another model), several for a prompt; all
 #   pairs of a prompt stay in one batch, since they are not independent.
-# - The model is as large as the policy or nearly; one epoch is the rule.
+# - The model is often as large as the policy (Llama 2), but need not be:
+#   InstructGPT had one of 6B for a policy of 175B. One epoch is usual.
 # - Where labellers say *how much* better, the margin depends on it.
 # - Lengths are balanced or charged for, and accuracy is reported by subject,
 #   since an average hides where a model is blind.

@@ -455,7 +455,8 @@ print(f"k1, top two only       {(top / top.sum() * x).sum():+.3f}")
 #   or the difference is corrected for.
 # - With a vocabulary of a hundred thousand, logits of all places do not fit:
 #   log-probabilities are computed in slices.
-# - The reference is often the policy with its low-rank adapters switched off.
+# - Where only low-rank adapters are trained, the reference is the policy with
+#   them switched off.
 # - GRPO and its kin put k3 into the loss. What that pushes, you have seen.
 #
 # ## Left out on purpose
@@ -471,7 +472,7 @@ print(f"k1, top two only       {(top / top.sum() * x).sum():+.3f}")
 #   [joschu.net/blog/kl-approx.html](http://joschu.net/blog/kl-approx.html):
 #   k1, k2, k3.
 # - Ziegler et al. 2019, *Fine-Tuning Language Models from Human Preferences*,
-#   arXiv 1909.08593, section 2.2: the penalty and the controller.
+#   arXiv 1909.08593: section 2 for the penalty, 2.2 for the controller.
 # - Ouyang et al. 2022, *Training language models to follow instructions with
 #   human feedback*, arXiv 2203.02155, equation 2.
 # - Stiennon et al. 2020, *Learning to summarize from human feedback*,

@@ -369,8 +369,9 @@ print(f"{'score':18} mean {scores.mean():+.2f}")
 # ## Left out on purpose
 #
 # - `bootstrap` for answers cut off by a time limit: here a cut answer counts
-#   as ended and pays a penalty. In control tasks it matters; CleanRL's
-#   `ppo.py` shows it in few lines.
+#   as ended and pays a penalty. In control tasks it matters. CleanRL's
+#   `ppo.py` shows in few lines a value behind the end of a rollout, though it
+#   takes a time limit for an end.
 # - Off-policy corrections (V-trace, Retrace), for answers that are older than
 #   the policy.
 

@@ -582,7 +582,8 @@ broken_runs(runs, {"score": "reward, sd", "entropy": "entropy, nats/token"})
 #
 # - The sampler is another program (vLLM, SGLang), whose log-probabilities
 #   differ from the trainer's. They are computed anew, or the ratio corrected.
-# - Often one epoch an iteration and a smaller ε; adaptive β (`kl_target`).
+# - Often one epoch an iteration, as for InstructGPT; sometimes an adaptive β
+#   (`kl_target`).
 # - InstructGPT mixes in pretraining gradients, so that nothing is forgotten.
 # - The four networks are sharded or share a trunk through adapters:
 #   lesson 16.
@@ -590,7 +591,8 @@ broken_runs(runs, {"score": "reward, sd", "entropy": "entropy, nats/token"})
 # ## Left out on purpose
 #
 # - A value head on the policy's own trunk: cheaper, and the critic's errors
-#   then move the policy. CleanRL's `ppo.py` shows both losses in one.
+#   then move the policy. CleanRL's `ppo_atari.py` shows trunk, heads and the
+#   sum of both losses.
 # - Reward clipping and running reward statistics: the reward model has a unit.
 
 # %% [markdown]
@@ -599,7 +601,7 @@ broken_runs(runs, {"score": "reward, sd", "entropy": "entropy, nats/token"})
 # - Schulman, Wolski, Dhariwal, Radford and Klimov 2017, *Proximal policy
 #   optimization algorithms*, arXiv 1707.06347: equation 7 is your loss.
 # - Ziegler et al. 2019, *Fine-tuning language models from human preferences*,
-#   arXiv 1909.08593, section 2.2: the reward with its KL penalty.
+#   arXiv 1909.08593, equation 2: the reward with its KL penalty.
 # - Ouyang et al. 2022, InstructGPT, arXiv 2203.02155, section 3.5 and
 #   appendix C.4.
 # - Engstrom et al. 2020, *Implementation matters in deep policy gradients*,

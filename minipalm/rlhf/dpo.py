@@ -129,7 +129,7 @@ def dpo_loss(
     Example: policy = reference: log 2 = .6931 whatever β and ε. β = .5, chosen gained 2
     nats, rejected lost 2: Δ = 2, loss .1269; with ε = .1 it is .3269.
 
-    Source: Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
+    Source: Rafailov et al. 2023 (arXiv 2305.18290), equation 7, for ε = 0.
     """
     delta = implicit_rewards(chosen, ref_chosen.detach(), beta) - implicit_rewards(
         rejected, ref_rejected.detach(), beta

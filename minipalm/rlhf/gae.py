@@ -32,7 +32,7 @@ def deltas(
     Example: r = (0, 0, 1), V = (.5, .6, .7), γ = 1 gives δ = (.1, .1, .3). If the row
     goes on behind a mask of (True, True, False), δ = (.1, −.6, 0).
 
-    Source: Schulman et al. 2015 (arXiv 1506.02438), equation 10.
+    Source: Schulman et al. 2015 (arXiv 1506.02438), section 3: the residual δ.
     """
     after = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
     next_values = torch.cat([values[:, 1:], after[:, None]], dim=1)
@@ -65,7 +65,7 @@ def gae(
     Example: r = (0, 0, 1), V = (.5, .6, .7), γ = 1, λ = .95 gives
     A = (.46575, .385, .3) and R = (.96575, .985, 1).
 
-    Source: Schulman et al. 2015 (arXiv 1506.02438), equation 16.
+    Source: Schulman et al. 2015 (arXiv 1506.02438), section 3, equation 16.
     """
     delta = deltas(rewards, values, mask, gamma, bootstrap)
     advantages = torch.zeros_like(rewards)

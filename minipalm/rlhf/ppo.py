@@ -80,7 +80,8 @@ def value_loss(
     Example: V = 1, V_old = .5, R = 1.2, ε = .2: clip(V) = .7, and the loss is
     ½ · .5² = .125.
 
-    Source: Engstrom et al. 2020 (arXiv 2005.12729), section 3, point 1.
+    Source: Engstrom et al. 2020 (arXiv 2005.12729), the first of the code-level
+    optimizations that it lists.
     """
     old_values, returns = old_values.detach(), returns.detach()
     clipped = old_values + (values - old_values).clamp(-clip, clip)

@@ -113,7 +113,7 @@ class RewardModel(nn.Module):
         Raises:
             ValueError: the scores have no spread that could become the unit.
 
-        Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2, last paragraph.
+        Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.
         """
         mean, std = new_scale(scores, self.mean, self.std)
         self.mean.copy_(mean)
@@ -144,7 +144,7 @@ def new_scale(
     Example: scores (1, 2, 3) with mean 10 and std 5 were raw scores (15, 20, 25): the
     new mean is 20, the new std 5. With mean 0 and std 1 they are 2 and 1.
 
-    Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2, last paragraph.
+    Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.
     """
     spread = scores.std() if len(scores) > 1 else scores.new_zeros(())
     if not spread > 0:  # also if it is NaN

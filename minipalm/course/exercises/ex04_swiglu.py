@@ -51,8 +51,8 @@ GATED = "F.silu(gate) * up"
 SWIGLU = Exercise(
     id="4.1",
     answer=swiglu,
-    why="Two thirds of a PaLM's weights feed this one line, and so do those of most "
-    "networks since.",
+    why="More than half of the weights of PaLM's blocks feed this one line, and most "
+    "later language models have it, too.",
     difficulty=1,
     importance=5,
     minutes=5,

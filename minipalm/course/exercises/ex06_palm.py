@@ -170,8 +170,8 @@ PALM = Exercise(
         "$\\bar h = \\text{norm}(h_L)$.",
         "`mask, rope = self.places(ids, segments, positions, cache)`",
     ),
-    bonus="PaLM's paper scales the embedding by √D on its way in. What would that do "
-    "to the first logits here, and what to the first state?",
+    bonus="The first transformer multiplies the embedding by √D on its way in (Vaswani "
+    "et al. 2017, section 3.4). What would that do here to the first state?",
     cases=palm_cases,
     oracle=palm_oracle,
     run=run_palm,
