@@ -494,7 +494,7 @@ finish_stage(
 # - Loshchilov and Hutter 2017, *Decoupled Weight Decay Regularization*,
 #   arXiv 1711.05101: algorithm 2.
 # - Holtzman et al. 2019, *The Curious Case of Neural Text Degeneration*,
-#   arXiv 1904.09751: section 3.1 is top-p.
+#   arXiv 1904.09751: top-p, there called nucleus sampling.
 # - Hoffmann et al. 2022, *Training Compute-Optimal Large Language Models*,
 #   arXiv 2203.15556: how much text for how many parameters.
 

@@ -53,7 +53,7 @@ def sampling_law(
     Raises:
         ValueError: an argument out of its range.
 
-    Source: top-p, Holtzman et al. 2019 (arXiv 1904.09751), section 3.1.
+    Source: top-p, Holtzman et al. 2019 (arXiv 1904.09751), "nucleus sampling".
     """
     if temperature < 0 or (top_k is not None and top_k < 1):
         raise ValueError(
