@@ -1,9 +1,11 @@
 """Judge answers from every side: the true reward, the proxy, the distance travelled."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minipalm.data.gold import GoldParts, gold_parts
@@ -62,6 +64,27 @@ def gold_of(answers: Answers) -> list[GoldParts] | None:
         return None
     told = zip(answers.prompts, answers.texts, answers.finished, strict=True)
     return [gold_parts(*one) for one in told]
+
+
+def rows_by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
+    """Which rows ask the same.
+
+    Example: ("a", "b", "a") are {"a": [0, 2], "b": [1]}.
+    """
+    rows = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        rows[prompt].append(row)
+    return dict(rows)
+
+
+def same_prompt_pairs(prompts: Sequence[str]) -> Int[Tensor, "M 2"]:
+    """Pairs of rows that ask the same, no row in two of them.
+
+    Example: ("a", "b", "a", "a") have one pair, (0, 2).
+    """
+    groups = rows_by_prompt(prompts).values()
+    pairs = [pair for rows in groups for pair in zip(rows[::2], rows[1::2])]
+    return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
 
 
 @torch.no_grad()
