@@ -271,9 +271,7 @@ def judge(
         return Verdict(
             "not yet", f"it is not done after {seconds:g} s: does a loop never end?"
         )
-    if (
-        number := fallen_into(exercise, candidate, expectations, [*seen, got])
-    ) is not None:
+    if (number := fallen_into(exercise, candidate, seed, [*seen, got])) is not None:
         return Verdict("not yet", exercise.traps[number].sentence, number)
     if got.error is not None and expected.error is None:
         return Verdict("not yet", told(got.error, candidate))
@@ -282,35 +280,39 @@ def judge(
     return Verdict("not yet", f"{wrong} ({case.name})")
 
 
+@cache
+def trap_outcome(exercise_id: str, seed: int, number: int, case: int) -> Outcome:
+    """What a trap makes of a case."""
+    exercise = next(one for one in exercises().values() if one.id == exercise_id)
+    trap = exercise.traps[number].candidate(exercise.answer)
+    return observe(exercise, trap, expected_of(exercise_id, seed)[case][0], 3.0)
+
+
 def fallen_into(
-    exercise: Exercise,
-    candidate: Candidate,
-    expectations: list[tuple[Case, Outcome]],
-    seen: list[Outcome],
+    exercise: Exercise, candidate: Candidate, seed: int, seen: list[Outcome]
 ) -> int | None:
     """The number of the trap that gives the same as the candidate on every case.
 
     If there is none: on every case that is not to be refused, for a learner who has not
     come to the refusals yet.
     """
-    left = {n: t.candidate(exercise.answer) for n, t in enumerate(exercise.traps)}
+    left = set(range(len(exercise.traps)))
     differ = set()  # traps that are not the same where something is to be refused
     wrong = False  # where nothing is to be refused
-    for i, (case, expected) in enumerate(expectations):
+    for i, (case, expected) in enumerate(expected_of(exercise.id, seed)):
         got = seen[i] if i < len(seen) else observe(exercise, candidate, case, 3.0)
         refusal = expected.error is not None
         wrong |= not refusal and bool(compare(expected, got, exercise.tolerance))
-        for number, trap in list(left.items()):
-            other = observe(exercise, trap, case, 3.0)
+        for number in sorted(left):
+            other = trap_outcome(exercise.id, seed, number, i)
             if alike(other, got, exercise.tolerance, refusal):
                 continue
             differ.add(number)
             if not refusal:
-                del left[number]
+                left.remove(number)
         if not left:
             return None
-    same = [number for number in left if number not in differ]
-    return next(iter(same or (left if wrong else [])), None)
+    return min(left - differ or (left if wrong else set()), default=None)
 
 
 def alike(one: Outcome, two: Outcome, tolerance: float, refusal: bool = False) -> bool:

@@ -314,11 +314,13 @@ def test_a_wrong_gradient_under_a_right_value_is_seen(monkeypatch):
     )  # fmt: skip
     monkeypatch.setitem(exercises(), "nothing", exercise)
     judging.expected_of.cache_clear()
+    judging.trap_outcome.cache_clear()
     assert judge(exercise, torch.square).status == "ok"
     verdict = judge(exercise, wrong_gradient)
     assert "its gradient is not" in verdict.message
     assert judge(exercise, lambda x: x.detach() ** 2).message == "lost"
     judging.expected_of.cache_clear()
+    judging.trap_outcome.cache_clear()
 
 
 def test_a_verdict_is_the_same_in_a_fresh_process():
