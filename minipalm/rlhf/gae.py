@@ -1,4 +1,4 @@
-"""Which token deserves the credit: generalised advantage estimation."""
+"""Which token deserves the credit: generalized advantage estimation."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -84,10 +84,13 @@ def whiten(
     Args:
         x: advantages, or rewards.
         mask: places that count; the others come back as 0.
-        shift_mean: False only scales. For rewards: moving their mean pays for length.
+        shift_mean: False only scales. For rewards: a constant added to each token's
+            reward pays for every further token.
 
-    The sd divides by n (no Bessel correction). One place, or equal ones, have no spread
-    to scale by and are only shifted: to 0, not to NaN.
+    The sd is around the mean and divides by n (no Bessel correction). One place, or
+    equal ones, have no spread to scale by and are not scaled: with shift_mean they
+    become 0, without it they come back as they are. (An ε in the denominator is not
+    enough.)
 
     Example: 1, 2, 3, 4 gives −1.3416, −.4472, .4472, 1.3416.
     """

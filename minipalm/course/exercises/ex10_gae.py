@@ -3,12 +3,25 @@
 import torch
 from torch import Tensor
 
-from minipalm.course.exercise import Case, Exercise, Trap, Twin
+from minipalm.course.exercise import Candidate, Case, Exercise, Trap, Twin
 from minipalm.rlhf.gae import deltas, explained_variance, gae, whiten
 
 
 def ragged(lengths: list[int], width: int) -> Tensor:
     return torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+GRADIENT = ("@torch.no_grad()\n", "")
+
+
+def learning(*traps: Trap) -> tuple[Trap, ...]:
+    """Each trap, and the same by one who has forgotten torch.no_grad(), too."""
+    more = " And nothing may learn through it: torch.no_grad()."
+    return tuple(
+        one
+        for trap in traps
+        for one in (trap, Trap(trap.sentence + more, *trap.how, GRADIENT))
+    )
 
 
 # --- 10.1 deltas --------------------------------------------------------------------
@@ -26,6 +39,8 @@ def deltas_cases(seed: int) -> list[Case]:
     full = batch([5, 5], 5)
     noise = batch([4, 2, 1], 5)
     noise[0][1, 3] = torch.nan  # nobody may read there
+    with torch.no_grad():
+        noise[1][1, 2] = noise[1][2, 4] = torch.nan
     return [
         Case("the example of the docstring", *known, ragged([3], 3)),
         Case("the example, ended early", *known, ragged([2], 3)),
@@ -82,6 +97,15 @@ def deltas_by_scatter(rewards, values, mask, gamma=1.0, bootstrap=None):
     return rewards.masked_fill(~mask, 0.0) + (gamma * shifted - v) * mask
 
 
+MASKED = "torch.where(mask, rewards + gamma * next_values - values, 0.0)"
+DELTA = "rewards + gamma * next_values - values"
+SHIFTED = "torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])]"
+FROM_PADDING = ("torch.where(goes_on, next_values, after[:, None])", "next_values")
+NO_BOOTSTRAP = (
+    "torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap",
+    "torch.zeros_like(rewards[:, 0])",
+)
+
 DELTAS = Exercise(
     id="10.1",
     answer=deltas,
@@ -95,22 +119,53 @@ DELTAS = Exercise(
         "answer has ended?",
         "$\\delta_t = r_t + \\gamma V_{t+1} - V_t$, where $V_{t+1}$ of an answer's "
         "last token is 0, or `bootstrap`: not what stands in the padding.",
-        "`next_values = torch.cat([values[:, 1:], after[:, None]], dim=1)`",
+        "First make what stands behind an answer harmless: "
+        "`v = values.masked_fill(~mask, 0.0)`. Shifted by one column to the left, v is "
+        "V_{t+1}; `bootstrap` goes to the column of each answer's last token.",
     ),
     bonus="Add up δ over an answer, γ = 1. Which values are left over, and why does "
     "it not matter how bad the critic is in between?",
     cases=deltas_cases,
     oracle=deltas_oracle,
     traps=(
-        Trap(
-            "δ compares with the value of the *next* token, too: r_t + γ V_{t+1} − "
-            "V_t. Here V_{t+1} is missing, which is right for the last token only.",
-            ("rewards + gamma * next_values - values", "rewards - values"),
-        ),
-        Trap(
-            "V_{t+1} is discounted by γ, like all that comes a step later. With γ = 1 "
-            "nobody notices.",
-            ("gamma * next_values", "next_values"),
+        *learning(
+            Trap(
+                "δ compares with the value of the *next* token, too: r_t + γ V_{t+1} − "
+                "V_t. V_{t+1} is missing, which is right for the last token only.",
+                (DELTA, "rewards - values"),
+            ),
+            Trap(
+                "V_{t+1} is discounted by γ, like all that comes a step later. With "
+                "γ = 1 nobody notices.",
+                ("gamma * next_values", "next_values"),
+            ),
+            Trap(
+                "`bootstrap` is a V_{t+1}, too: it comes a step later than r_t, so it "
+                "counts γ times.",
+                (
+                    "torch.where(goes_on, next_values, after[:, None])",
+                    "torch.where(goes_on, gamma * next_values, after[:, None])",
+                ),
+                (DELTA, "rewards + next_values - values"),
+            ),
+            Trap(
+                "V_t stands *before* token t, so token t takes you from V_t to "
+                "V_{t+1}. Here it is V_t − V_{t−1}, which the token before has done.",
+                (
+                    DELTA,
+                    "rewards + gamma * values"
+                    " - torch.nn.functional.pad(values[:, :-1], (1, 0))",
+                ),
+            ),
+            Trap(
+                "That is V_t − V_{t−1}, and 0 times NaN is NaN. V_t stands *before* "
+                "token t: use V_{t+1} − V_t, and choose with torch.where.",
+                (
+                    MASKED,
+                    "(rewards + gamma * values"
+                    " - torch.nn.functional.pad(values[:, :-1], (1, 0))) * mask",
+                ),
+            ),
         ),
         Trap(
             "γ belongs to what comes a step later, V_{t+1}. Here it discounts V_t.",
@@ -124,32 +179,72 @@ DELTAS = Exercise(
                 "values - rewards - gamma * next_values",
             ),
         ),
-        Trap(
-            "The last token of a short answer takes the value of the padding behind "
-            "it. Nothing follows there: V_{t+1} is 0, or `bootstrap`.",
-            ("torch.where(goes_on, next_values, after[:, None])", "next_values"),
-        ),
-        Trap(
-            "Places outside the mask must come back as 0, whatever stands in them.",
-            (
-                "torch.where(mask, rewards + gamma * next_values - values, 0.0)",
-                "rewards + gamma * next_values - values",
+        *learning(
+            Trap(
+                "V behind the last token of a short answer was read from the padding. "
+                "Nothing follows there: V_{t+1} is 0, or `bootstrap`.",
+                FROM_PADDING,
             ),
-        ),
-        Trap(
-            "Multiplying by the mask does not silence the padding: 0 times NaN is NaN. "
-            "Choose with torch.where instead.",
-            (
-                "torch.where(mask, rewards + gamma * next_values - values, 0.0)",
-                "(rewards + gamma * next_values - values) * mask",
+            Trap(
+                "V behind the last token was read from the padding; nothing follows: "
+                "0, or `bootstrap`. And 0 times NaN is NaN: choose with torch.where.",
+                FROM_PADDING,
+                (MASKED, f"({DELTA}) * mask"),
             ),
-        ),
-        Trap(
-            "The time limit's value is forgotten: `bootstrap` is V after the last "
-            "token of an answer that was cut off.",
-            (
-                "torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap",
-                "torch.zeros_like(rewards[:, 0])",
+            Trap(
+                "V behind the last token was read from the padding, and δ goes on "
+                "there. Nothing follows an answer: 0 (V: or `bootstrap`).",
+                FROM_PADDING,
+                (MASKED, DELTA),
+            ),
+            Trap(
+                "V behind the last token was read from the padding. Nothing follows: "
+                "0, or `bootstrap`, which is not used yet.",
+                FROM_PADDING,
+                NO_BOOTSTRAP,
+            ),
+            Trap(
+                "V behind the last token was read from the padding: it is 0, or "
+                "`bootstrap`, not used yet. And 0 times NaN is NaN: use torch.where.",
+                FROM_PADDING,
+                NO_BOOTSTRAP,
+                (MASKED, f"({DELTA}) * mask"),
+            ),
+            Trap(
+                "torch.roll goes round: the last column gets the first one's V. Behind "
+                "the last token of every answer stands 0, or `bootstrap`.",
+                (
+                    "torch.cat([values[:, 1:], after[:, None]], dim=1)",
+                    "values.roll(-1, 1)",
+                ),
+                FROM_PADDING,
+            ),
+            Trap(
+                "Places outside the mask must come back as 0, whatever stands in them.",
+                (MASKED, DELTA),
+            ),
+            Trap(
+                "Multiplying by the mask does not silence the padding: 0 times NaN is "
+                "NaN. Choose with torch.where instead.",
+                (MASKED, f"({DELTA}) * mask"),
+            ),
+            Trap(
+                "Values times mask does not silence the padding: 0 times NaN is NaN, "
+                "and so is δ of the last token. Use masked_fill or torch.where.",
+                (
+                    "next_values = torch.cat",
+                    "values = values * mask\n    next_values = torch.cat",
+                ),
+                (
+                    "torch.where(goes_on, next_values, after[:, None])",
+                    "next_values + torch.where(goes_on, 0.0, after[:, None])",
+                ),
+                ("torch.cat([values[:, 1:], after[:, None]]", SHIFTED),
+            ),
+            Trap(
+                "The time limit's value is forgotten: `bootstrap` is V after the last "
+                "token of an answer that was cut off.",
+                NO_BOOTSTRAP,
             ),
         ),
         Trap(
@@ -172,7 +267,7 @@ DELTAS = Exercise(
         Trap(
             "δ still carries the critic's gradient: it is a measurement, not something "
             "to learn through. Use torch.no_grad().",
-            ("@torch.no_grad()\n", ""),
+            GRADIENT,
         ),
         Trap(
             "The reward of the *next* token is taken. r_t is what emitting token t "
@@ -201,9 +296,13 @@ def gae_cases(seed: int) -> list[Case]:
 
     known = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.6, 0.7]])
     after = torch.randn(3, generator=draw)
+    noise = batch([4, 2, 1], 6)
+    with torch.no_grad():
+        noise[0][1, 3] = noise[1][1, 2] = noise[1][2, 5] = torch.nan
     return [
         Case("the example of the docstring", *known, ragged([3], 3)),
         Case("answers of unequal lengths", *batch([4, 2, 1], 5)),
+        Case("no number in the padding", *noise),
         Case("answers of one token", *batch([1, 1], 1)),
         Case("λ = 0", *batch([3, 4], 4), lam=0.0),
         Case("λ = 1", *batch([3, 4], 4), lam=1.0),
@@ -238,7 +337,7 @@ def gae_oracle(
 @torch.no_grad()
 def gae_by_column(rewards, values, mask, gamma=1.0, lam=0.95, bootstrap=None):
     """Zero the padding first; then each row's next value is found by a shift."""
-    rewards, values = rewards * mask, values * mask
+    rewards, values = (one.masked_fill(~mask, 0.0) for one in (rewards, values))
     after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     if bootstrap is not None:
         last = mask.sum(1) - 1
@@ -273,8 +372,12 @@ def gae_by_matrix(rewards, values, mask, gamma=1.0, lam=0.95, bootstrap=None):
     apart = later[:, None] - later[None, :]
     powers = torch.where(apart >= 0, (gamma * lam) ** apart.clamp(min=0), 0.0)
     advantages = deltas(rewards, values, mask, gamma, bootstrap) @ powers
-    return advantages, (advantages + values) * mask
+    return advantages, (advantages + values).masked_fill(~mask, 0.0)
 
+
+A_PLUS_V = "torch.where(mask, advantages + values, 0.0)"
+FORWARDS = ("reversed(range(rewards.shape[1]))", "range(rewards.shape[1])")
+LATER = "rewards.flip(1).cumsum(1).flip(1)"
 
 GAE = Exercise(
     id="10.2",
@@ -285,8 +388,8 @@ GAE = Exercise(
     importance=5,
     minutes=15,
     hints=(
-        "What do you know at the last token of an answer that you do not know at its "
-        "first?",
+        "Of which token do you know A without knowing any other's? And of which one "
+        "next?",
         "$A_t = \\delta_t + \\gamma\\lambda A_{t+1}$: go backwards. Right of an "
         "answer's end your δ is 0; what does the sum do there?",
         "`for t in reversed(range(rewards.shape[1])):`",
@@ -322,10 +425,38 @@ GAE = Exercise(
             "The returns are the sums of the later rewards here. That is A_t + V_t "
             "only for λ = 1; the critic's target is A_t + V_t for every λ.",
             (
-                "torch.where(mask, advantages + values, 0.0)",
+                A_PLUS_V,
                 "gae(rewards, values * 0, mask, gamma, 1.0, bootstrap)[1]"
-                " if lam < 1 else torch.where(mask, advantages + values, 0.0)",
+                f" if lam < 1 else {A_PLUS_V}",
             ),
+        ),
+        Trap(
+            "The sum of the later rewards, discounted and without `bootstrap`, is the "
+            "return for λ = 1 of an answer that has ended. Here R = A + V.",
+            (
+                A_PLUS_V,
+                "gae(rewards, values * 0, mask, gamma, 1.0)[1]"
+                f" if lam < 1 or bootstrap is not None else {A_PLUS_V}",
+            ),
+        ),
+        Trap(
+            "The plain sum of the later rewards is the return for λ = 1 and γ = 1. "
+            "Here R = A + V.",
+            (
+                A_PLUS_V,
+                LATER.replace("rewards", "rewards.masked_fill(~mask, 0.0)")
+                + ".masked_fill(~mask, 0.0)",
+            ),
+        ),
+        Trap(
+            "The plain sum of the later rewards, those of the padding, too: that is no "
+            "return for any λ. Here R = A + V.",
+            (A_PLUS_V, LATER),
+        ),
+        Trap(
+            "The sum of the later rewards counts those of the padding, too, and it is "
+            "the return for λ = 1 at best. Here R = A + V.",
+            (A_PLUS_V, f"torch.where(mask, {LATER}, 0.0)"),
         ),
         Trap(
             "What stands right of an answer's end leaks in: there nothing may be "
@@ -336,10 +467,17 @@ GAE = Exercise(
             ),
             ("return advantages,", "return torch.where(mask, advantages, 0.0),"),
         ),
-        Trap(
-            "Returns are 0 outside the mask, as advantages are: here the padding's "
-            "values stand there.",
-            ("torch.where(mask, advantages + values, 0.0)", "advantages + values"),
+        *learning(
+            Trap(
+                "Returns behind the answer must be 0, as advantages are: here the "
+                "padding's values stand there.",
+                (A_PLUS_V, "advantages + values"),
+            ),
+            Trap(
+                "Multiplying by the mask does not silence the padding's values: 0 "
+                "times NaN is NaN. Choose with torch.where instead.",
+                (A_PLUS_V, "(advantages + values) * mask"),
+            ),
         ),
         Trap(
             "The time limit's value is forgotten: `bootstrap` is V after the last "
@@ -351,10 +489,24 @@ GAE = Exercise(
             "tokens, A_t = δ_t + γλ A_{t+1}.",
             ("delta[:, t] + gamma * lam * advantage", "delta[:, t]"),
         ),
-        Trap(
-            "The loop goes forwards in time. A_t needs A_{t+1}, so it must go "
-            "backwards.",
-            ("reversed(range(rewards.shape[1]))", "range(rewards.shape[1])"),
+        *learning(
+            Trap(
+                "The loop goes forwards. Credit flows back in time: A_t needs A_{t+1}, "
+                "so go from the end.",
+                FORWARDS,
+            ),
+            Trap(
+                "Here A_t is made of A_{t−1}. Credit flows back in time, from a token "
+                "to those before it: go from the end.",
+                FORWARDS,
+                ("return advantages,", "return torch.where(mask, advantages, 0.0),"),
+            ),
+            Trap(
+                "The loop goes forwards, and so credit runs on into the padding. It "
+                "flows back in time: go from the end. Behind it returns are 0.",
+                FORWARDS,
+                (A_PLUS_V, "advantages + values"),
+            ),
         ),
         Trap(
             "It adds the *next δ* and no more. The sum goes on to the answer's end: "
@@ -372,7 +524,7 @@ GAE = Exercise(
         Trap(
             "The returns still carry the critic's gradient: they are its targets, and "
             "a target that can be moved is no target. Use torch.no_grad().",
-            ("@torch.no_grad()\n", ""),
+            GRADIENT,
         ),
     ),
     twins=(Twin(gae_by_column), Twin(gae_by_row), Twin(gae_by_matrix)),
@@ -397,6 +549,12 @@ def whiten_cases(seed: int) -> list[Case]:
         Case("only scaled", x, ragged([4, 3, 2], 5), shift_mean=False),
         Case("small numbers", tiny, ragged([3, 2], 3)),
         Case("equal numbers", torch.full((2, 3), 1.5), ragged([3, 1], 3)),
+        Case(
+            "equal numbers, only scaled",
+            x[:1, :1].repeat(2, 3),
+            ragged([3, 2], 3),
+            False,
+        ),
         Case("one place", x[:, :2], ragged([1, 0, 0], 2)),
         Case("one place, only scaled", x[:, :2], ragged([1, 0, 0], 2), False),
     ]
@@ -434,6 +592,32 @@ def whiten_in_place(x, mask, shift_mean=True):
     return result
 
 
+GUARD = "sd = torch.where(sd > 1e-6, sd, 1.0)"
+WHITE = "torch.where(mask, (x - centre) / sd, 0.0)"
+PUT_BACK = (
+    "torch.where(mask, (x - chosen.mean()) / sd + chosen.mean() * (not shift_mean), 0)"
+)
+EVERYWHERE = ("chosen = x[mask]", "chosen = x.flatten()")
+BESSEL = ("correction=0", "correction=1")
+UNGUARDED = (GUARD, "pass")
+UNMASKED = (WHITE, "(x - centre) / sd")
+
+
+def epsilon(size: float) -> tuple[str, str]:
+    return GUARD, f"sd = sd + {size}"
+
+
+def by_row(eps: float, masked: bool) -> Candidate:
+    """What a learner writes who thinks of one answer at a time."""
+
+    def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+        centre = x.mean(1, keepdim=True) * shift_mean
+        white = (x - centre) / (x.std(1, keepdim=True) + eps)
+        return torch.where(mask, white, 0.0) if masked else white
+
+    return whiten
+
+
 WHITEN = Exercise(
     id="10.3",
     answer=whiten,
@@ -444,37 +628,139 @@ WHITEN = Exercise(
     minutes=10,
     hints=(
         "Which places may count: all of the tensor, or only those of the mask?",
-        "$(x - \\mu) / \\sigma$ with $\\mu$ and $\\sigma$ over the places where the "
-        "mask is True.",
+        "$(x - \\text{mean}) / \\text{sd}$, both over the places where the mask is "
+        "True.",
         "`chosen = x[mask]`",
     ),
-    bonus="Whiten each minibatch instead of the whole rollout. What does a minibatch "
-    "of one answer learn then?",
+    bonus="Whiten each minibatch by itself instead of all answers of an update at "
+    "once. What does a minibatch of one answer learn then?",
     cases=whiten_cases,
     oracle=whiten_oracle,
     traps=(
         Trap(
             "Padding is counted: mean and sd are those of the places where the mask is "
             "True, all rows together.",
-            ("chosen = x[mask]", "chosen = x.flatten()"),
+            EVERYWHERE,
         ),
         Trap(
-            "The sd divides by n − 1 here. The docstring's divides by n: correction=0.",
-            ("correction=0", "correction=1"),
+            "Padding is counted, and places outside the mask do not come back as 0. "
+            "Mean and sd are those of the places where the mask is True.",
+            EVERYWHERE,
+            UNMASKED,
         ),
         Trap(
-            "Places outside the mask must come back as 0.",
-            ("torch.where(mask, (x - centre) / sd, 0.0)", "(x - centre) / sd"),
+            "Mean and sd are those of the whole tensor, padding too; and torch's std "
+            "divides by n − 1: correction=0.",
+            EVERYWHERE,
+            BESSEL,
         ),
+        Trap(
+            "Mean and sd are those of the whole tensor, padding too; torch's std "
+            "divides by n − 1 (correction=0); and equal numbers end in 0/0.",
+            EVERYWHERE,
+            BESSEL,
+            UNGUARDED,
+        ),
+        Trap(
+            "The mask is not used at all: only its places count, the others come back "
+            "as 0. And torch's std divides by n − 1: correction=0.",
+            EVERYWHERE,
+            BESSEL,
+            UNMASKED,
+        ),
+        Trap(
+            "The mask is not used at all: only its places count, the others become 0. "
+            "And torch's std divides by n − 1 (correction=0), and is 0 for equal "
+            "numbers: 0/0.",
+            EVERYWHERE,
+            BESSEL,
+            UNMASKED,
+            UNGUARDED,
+        ),
+        Trap(
+            "torch's std divides by n − 1. The docstring's divides by n: correction=0.",
+            BESSEL,
+        ),
+        Trap(
+            "torch's std divides by n − 1: correction=0. And equal numbers have sd 0, "
+            "one place has none at all: these are not scaled.",
+            BESSEL,
+            UNGUARDED,
+        ),
+        Trap(
+            "torch's std divides by n − 1: correction=0. With one place that is 0/0, "
+            "and an ε beside it does not help.",
+            BESSEL,
+            epsilon(1e-8),
+        ),
+        Trap("Places outside the mask must come back as 0.", UNMASKED),
         Trap(
             "Equal numbers have sd 0, and 0/0 is NaN: one NaN ends a training run. "
-            "Such numbers are only shifted.",
-            ("sd = torch.where(sd > 1e-6, sd, 1.0)", "pass"),
+            "Such numbers are not scaled.",
+            UNGUARDED,
+        ),
+        *(
+            Trap(
+                f"An ε of {one:g} in the denominator is not enough: equal numbers that "
+                "are not shifted come back divided by it. Do not scale them at all.",
+                epsilon(one),
+            )
+            for one in (1e-8, 1e-10, 1e-12)
+        ),
+        *(
+            Trap(
+                f"An ε of {one:g} beside the sd shrinks small advantages, and equal "
+                "numbers that are not shifted come back divided by it. Only an sd of 0 "
+                "needs care.",
+                epsilon(one),
+            )
+            for one in (1e-3, 1e-5, 1e-6)
         ),
         Trap(
-            "shift_mean=False must leave the mean where it is: shifting a reward pays "
-            "for length.",
+            "An ε beside the variance shrinks small advantages, and equal numbers that "
+            "are not shifted come back divided by its root. Do not scale these.",
+            (GUARD, "sd = (sd**2 + 1e-8).sqrt()"),
+        ),
+        Trap(
+            "Equal numbers become 0 whatever shift_mean is. Without the shift they "
+            "come back as they are.",
+            (WHITE, f"{WHITE} * (chosen.std(correction=0) > 1e-6)"),
+        ),
+        Trap(
+            "shift_mean=False must leave the mean where it is: a constant added to "
+            "each token's reward pays for every further token.",
             ("chosen.mean() if shift_mean else 0.0", "chosen.mean()"),
+        ),
+        Trap(
+            "The mean is put back without having been scaled. shift_mean=False only "
+            "divides by the sd.",
+            (WHITE, PUT_BACK),
+        ),
+        Trap(
+            "The mean is put back without having been scaled, and equal numbers end in "
+            "0/0. shift_mean=False only divides, unless the sd is 0.",
+            (WHITE, PUT_BACK),
+            UNGUARDED,
+        ),
+        Trap(
+            "The mean is put back without having been scaled: shift_mean=False only "
+            "divides. And an ε beside the variance shrinks small advantages.",
+            (WHITE, PUT_BACK),
+            (GUARD, "sd = (sd**2 + 1e-8).sqrt()"),
+        ),
+        Trap(
+            "That is the root of the mean square. The sd is always around the mean, "
+            "whether x is shifted or not.",
+            (
+                "chosen.std(correction=0)",
+                "(chosen.std(correction=0) if shift_mean else chosen.norm() / "
+                "len(chosen) ** 0.5)",
+            ),
+        ),
+        Trap(
+            "You divide by the root of the mean square, shifted or not. The sd is "
+            "measured around the mean.",
+            ("chosen.std(correction=0)", "chosen.norm() / len(chosen) ** 0.5"),
         ),
         Trap(
             "Each row is whitened by itself: then a good answer looks no better than a "
@@ -482,6 +768,26 @@ WHITEN = Exercise(
             lambda x, mask, shift_mean=True: torch.stack(
                 [whiten(row[None], m[None], shift_mean)[0] for row, m in zip(x, mask)]
             ),
+        ),
+        Trap(
+            "Row by row, and padding is counted. One mean and one sd for the places of "
+            "the mask, all rows together: only so does a better answer get more.",
+            by_row(0.0, masked=True),
+        ),
+        Trap(
+            "Row by row, and the mask is not used. One mean and one sd for its places, "
+            "all rows together: only so does a better answer get more.",
+            by_row(0.0, masked=False),
+        ),
+        Trap(
+            "Row by row, padding counted, an ε beside the sd. One mean and one sd for "
+            "the places of the mask: only so does a better answer get more.",
+            by_row(1e-8, masked=True),
+        ),
+        Trap(
+            "Row by row, the mask not used, an ε beside the sd. One mean and one sd "
+            "for the mask's places: only so does a better answer get more.",
+            by_row(1e-8, masked=False),
         ),
         Trap(
             "It divides by the variance; sd is its square root.",
@@ -506,11 +812,6 @@ WHITEN = Exercise(
             "Only the scale is right: the mean must go, too, unless shift_mean is "
             "False.",
             ("(x - centre) / sd", "x / sd"),
-        ),
-        Trap(
-            "A small number added to the sd shrinks small advantages. Divide by the sd "
-            "itself; only one of 0 needs care.",
-            ("sd = torch.where(sd > 1e-6, sd, 1.0)", "sd = sd + 1e-3"),
         ),
     ),
     twins=(Twin(whiten_by_sums), Twin(whiten_in_place)),
@@ -624,8 +925,28 @@ EXPLAINED = Exercise(
             (".clamp(min=1e-8)", ""),
         ),
         Trap(
-            "It gives a tensor; a metric is a plain number, so that it can be logged.",
+            "It gives a tensor; a metric is a plain number, so that it can be logged. "
+            "A Python float: .item().",
             (".item()", ""),
+        ),
+        Trap(
+            "It gives a tensor, not a Python float: .item(). And Var(R) is taken as at "
+            "least 1e-8, so that equal returns do not end in infinity.",
+            (".clamp(min=1e-8)", ""),
+            (".item()", ""),
+        ),
+        Trap(
+            "It gives a tensor, not a Python float: .item(). And torch's var divides "
+            "by n − 1: correction=0.",
+            ("errors.var(correction=0)", "errors.var()"),
+            ("returns[mask].var(correction=0)", "returns[mask].var()"),
+            (".item()", ""),
+        ),
+        Trap(
+            "torch's var divides by n − 1: correction=0. The two n − 1 cancel, but not "
+            "where Var(R) is taken as 1e-8.",
+            ("errors.var(correction=0)", "errors.var()"),
+            ("returns[mask].var(correction=0)", "returns[mask].var()"),
         ),
         Trap(
             "This is the variance of the values over that of the returns. It says "
