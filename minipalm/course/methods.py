@@ -48,7 +48,7 @@ from minipalm.data.datasets import read_prompts
 from minipalm.data.files import write_text
 from minipalm.data.tokenizer import Tokenizer, load_tokenizer
 from minipalm.evaluate.judge import Judged, gold_of, judge
-from minipalm.evaluate.statistics import win_rate, wins
+from minipalm.evaluate.statistics import win_rate
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import answer, answers_of
 from minipalm.rlhf.best_of_n import best_of_n_estimate, best_of_n_kl
@@ -335,7 +335,8 @@ def best_of_n_rows(world: World, sft: Judged) -> dict[str, dict[str, float]]:
     gold_parts = gold_of(answers_of(log.tokens, world.tokenizer))
     assert gold_parts is not None  # the prompts are TinyTales' own
     gold = torch.tensor([one.total for one in gold_parts]).view(-1, BEST_OF)
-    won = wins(gold, sft.gold_totals()[: len(gold), None].expand_as(gold))
+    other = sft.gold_totals()[: len(gold), None]
+    won = (gold > other).double() + 0.5 * (gold == other).double()
     scores = log.scores.view(-1, BEST_OF)
     lengths = log.mask.sum(1).float().view(-1, BEST_OF)
 
