@@ -22,7 +22,7 @@ import nbformat
 from minipalm.course import ROOT
 from minipalm.course.exercise import Exercise, exercises, of_lesson
 from minipalm.course.judge import Verdict, judge, told
-from minipalm.course.sandbox import Limits, close_doors, run_isolated
+from minipalm.sandbox import Limits, close_doors, run_isolated
 
 LIMITS = Limits(seconds=150, cpu_seconds=120, memory_mb=3072)
 TO_DEFINE = 10.0  # seconds that an exercise's cell may take to be run, unjudged

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from minipalm.course import sandbox
-from minipalm.course.sandbox import Finished, Limits, run_isolated
+from minipalm import sandbox
+from minipalm.sandbox import Finished, Limits, run_isolated
 
 # Far above what each test needs, but where it is the limit that is tested.
 SMALL = Limits(
