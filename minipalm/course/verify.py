@@ -1,7 +1,7 @@
 """Everything that must hold:  ./course test [pytest's own options]
 
-Lint, format, types, spelling, then pytest: unit tests, and the notebooks under nbval. All of them
-run even if one fails; the exit status is non-zero if any did.
+Lint, format, types, spelling, then pytest: unit tests, and the notebooks under nbval.
+All of them run even if one fails; the exit status is non-zero if any did.
 """
 
 import subprocess
@@ -10,13 +10,14 @@ import time
 
 from minipalm.course import ROOT
 
-PROSE = ("README.md", "CONTRIBUTING.md", "lessons", "docs", "minipalm", "tests", "bench")
+PROSE = ("README.md", "CONTRIBUTING.md", *"lessons docs minipalm tests bench".split())
 STEPS = {  # name: what Python is asked to run
     "lint": ["-m", "ruff", "check", "--quiet"],
     "format": ["-m", "ruff", "format", "--check", "--quiet"],
     "types": ["-m", "mypy", "--no-error-summary"],
     "spelling": ["-m", "codespell_lib", "--toml", "pyproject.toml", *PROSE],
-    "tests": ["-m", "pytest", "-q"],  # last: its closing line is the last one printed
+    # last: its closing line is the last one printed; a file at a time on each core
+    "tests": ["-m", "pytest", "-q", "-n", "auto", "--dist", "loadfile"],
 }
 
 
