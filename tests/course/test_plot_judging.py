@@ -61,7 +61,7 @@ def test_the_formula_and_the_simulation_of_power_agree():
         assert shares[name][near] == pytest.approx(0.8, abs=0.12)
 
 
-def test_pairs_save_nothing_only_if_all_prompts_are_equally_hard():
+def test_pairs_save_nothing_if_all_prompts_are_equally_hard():
     assert samples_needed(0.3, 2**0.5) == 175
     assert "175 prompts" in title(power(samples_needed, 0.3, 0.0))
     assert title(power(samples_needed, 0.3, 0.0)).endswith("175 if not")

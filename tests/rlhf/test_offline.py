@@ -240,7 +240,8 @@ def fields_of(rollout):
     return vars(rollout).items()
 
 
-def test_53_a_rollout_of_a_fresh_log_is_bit_for_bit_the_one_collected():
+def test_a_rollout_of_a_fresh_log_is_bit_for_bit_the_one_collected():
+    """Property 53: a log as fresh as the policy is the rollout itself."""
     policy, reference, critic = small_palm(), small_palm(1), small_critic()
     wanted = online(policy, reference, critic)
     log = a_log()[torch.arange(N)]
@@ -271,7 +272,8 @@ def replayed(policy, log, limit=5.0):
     )
 
 
-def test_53_replaying_a_fresh_log_is_online_ppo_to_rounding(tmp_path):
+def test_replaying_a_fresh_log_is_online_ppo_to_rounding(tmp_path):
+    """Property 53: the update from a fresh log, too."""
     """Through the file, with log-probabilities of a full pass instead of the cache's:
     the same rollout, and the same weights after a whole update."""
     write_log(tmp_path / "log.jsonl", a_log())
