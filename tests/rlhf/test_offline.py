@@ -273,9 +273,8 @@ def replayed(policy, log, limit=5.0):
 
 
 def test_replaying_a_fresh_log_is_online_ppo_to_rounding(tmp_path):
-    """Property 53: the update from a fresh log, too."""
-    """Through the file, with log-probabilities of a full pass instead of the cache's:
-    the same rollout, and the same weights after a whole update."""
+    """Property 53: through the file, with log-probabilities of a full pass instead of
+    the cache's, the same rollout, and the same weights after a whole update."""
     write_log(tmp_path / "log.jsonl", a_log())
     log = read_log(tmp_path / "log.jsonl", **SIZES)[torch.arange(N)]
     found, seen = replayed(small_palm(), log)
