@@ -449,6 +449,11 @@ GAE = Exercise(
             ),
         ),
         Trap(
+            "The plain sum of the later rewards is the return for λ = 1 and γ = 1; "
+            "here R = A + V. And 0 times NaN is NaN: choose with torch.where.",
+            (A_PLUS_V, LATER.replace("rewards", "(rewards * mask)")),
+        ),
+        Trap(
             "The plain sum of the later rewards, those of the padding, too: that is no "
             "return for any λ. Here R = A + V.",
             (A_PLUS_V, LATER),
@@ -500,6 +505,13 @@ GAE = Exercise(
                 "to those before it: go from the end.",
                 FORWARDS,
                 ("return advantages,", "return torch.where(mask, advantages, 0.0),"),
+            ),
+            Trap(
+                "Here A_t is made of A_{t−1}. Credit flows back in time: go from the "
+                "end. And 0 times NaN is NaN: choose with torch.where.",
+                FORWARDS,
+                ("return advantages,", "return advantages * mask,"),
+                (A_PLUS_V, "(advantages + values) * mask"),
             ),
             Trap(
                 "The loop goes forwards, and so credit runs on into the padding. It "
@@ -601,6 +613,7 @@ EVERYWHERE = ("chosen = x[mask]", "chosen = x.flatten()")
 BESSEL = ("correction=0", "correction=1")
 UNGUARDED = (GUARD, "pass")
 UNMASKED = (WHITE, "(x - centre) / sd")
+TIMES = (WHITE, "(x - centre) / sd * mask")
 
 
 def epsilon(size: float) -> tuple[str, str]:
@@ -616,6 +629,13 @@ def by_row(eps: float, masked: bool) -> Candidate:
         return torch.where(mask, white, 0.0) if masked else white
 
     return whiten
+
+
+def by_row_of_mask(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    n = mask.sum(1, keepdim=True).clamp(min=1)
+    centre = (x * mask).sum(1, keepdim=True) / n
+    sd = (((x - centre) ** 2 * mask).sum(1, keepdim=True) / n).sqrt()
+    return (x - centre * shift_mean) / (sd + 1e-8) * mask
 
 
 WHITEN = Exercise(
@@ -693,7 +713,43 @@ WHITEN = Exercise(
             BESSEL,
             epsilon(1e-8),
         ),
+        Trap(
+            "torch's std divides by n − 1: correction=0. With one place it is NaN, and "
+            "so is NaN times 0 where the mask is False.",
+            BESSEL,
+            UNGUARDED,
+            TIMES,
+        ),
+        Trap(
+            "torch's std divides by n − 1 (correction=0): one place has none, and no ε "
+            "or mask makes a number of NaN.",
+            BESSEL,
+            epsilon(1e-8),
+            TIMES,
+        ),
+        Trap(
+            "Mean and sd are those of the whole tensor, padding too; torch's std "
+            "divides by n − 1 (correction=0); equal numbers come back divided by ε.",
+            EVERYWHERE,
+            BESSEL,
+            epsilon(1e-8),
+        ),
+        Trap(
+            "The mask is not used: only its places count, the others become 0. torch's "
+            "std divides by n − 1 (correction=0); equal numbers come back divided by "
+            "ε.",
+            EVERYWHERE,
+            BESSEL,
+            UNMASKED,
+            epsilon(1e-8),
+        ),
         Trap("Places outside the mask must come back as 0.", UNMASKED),
+        Trap(
+            "Equal numbers have sd 0: 0/0 is NaN, and NaN times 0 is NaN, too, where "
+            "the mask is False. Such numbers are not scaled.",
+            UNGUARDED,
+            TIMES,
+        ),
         Trap(
             "Equal numbers have sd 0, and 0/0 is NaN: one NaN ends a training run. "
             "Such numbers are not scaled.",
@@ -768,6 +824,11 @@ WHITEN = Exercise(
             lambda x, mask, shift_mean=True: torch.stack(
                 [whiten(row[None], m[None], shift_mean)[0] for row, m in zip(x, mask)]
             ),
+        ),
+        Trap(
+            "Row by row, with an ε beside the sd: then a good answer looks no better "
+            "than a bad one. One mean and one sd for all rows together.",
+            by_row_of_mask,
         ),
         Trap(
             "Row by row, and padding is counted. One mean and one sd for the places of "
