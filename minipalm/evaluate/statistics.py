@@ -144,9 +144,10 @@ def reliability(
 ) -> list[Bin]:
     """Does it come true in 70 % of the cases in which the model is 70 % sure?
 
-    Bradley and Terry make two scores a probability, p = σ(chosen − rejected). Which
-    answer stands first is our doing, so we look from the side that the model prefers:
-    its confidence is max(p, 1 − p), and it is right where p > 1/2, half right at 1/2.
+    Bradley and Terry make two scores a probability, p = σ(chosen − rejected), with σ
+    the logistic function. Which answer stands first is our doing, so we look from the
+    side that the model prefers: its confidence is max(p, 1 − p), and it is right where
+    p > 1/2, half right at 1/2.
 
     Args:
         chosen, rejected: scores in the units in which the pairwise loss saw them. Those
@@ -155,8 +156,8 @@ def reliability(
             confidence of 1 belongs to the last.
 
     Returns:
-        a `Bin` of mean confidence, share of right ones and number of pairs for each
-        part, the least sure first.
+        a `Bin(confidence, share, pairs)` for each part, the least sure first: the mean
+        confidence, the share of right ones (both floats) and the number of pairs.
 
     Example: differences (0.2, −0.2, 3) and two bins: σ(0.2) = .5498 and σ(3) = .9526,
     so [Bin(.5498, .5, 2), Bin(.9526, 1, 1)].
