@@ -76,7 +76,8 @@ def header(exercise: Exercise) -> str:
     return "\n\n".join(
         [
             f"### Exercise {exercise.id} · `{exercise.title}`",
-            f"difficulty {dots[0]} · importance {dots[1]} · {exercise.minutes} minutes",
+            f"difficulty {dots[0]} · importance {dots[1]} · {exercise.minutes} minutes"
+            + " · at home" * exercise.at_home,
             exercise.why,
             *(
                 f"<details><summary>{name}</summary>\n\n{text}\n\n</details>"

@@ -65,7 +65,7 @@ def lessons() -> list[Lesson]:
         minutes = (
             words / WORDS_A_MINUTE
             + FIGURE_MINUTES * figures
-            + sum(one.minutes for one in mine)
+            + sum(one.minutes for one in mine if not one.at_home)
             + (cpu or 0) / 60
         )
         found.append(Lesson(path.stem, title, len(mine), round(minutes), cpu))

@@ -71,6 +71,7 @@ class Exercise:
         why: one sentence: what this is good for.
         difficulty, importance: 1 to 5.
         minutes: for one who knows PyTorch's basics.
+        at_home: whether it is left for after class; the packaged one goes on.
         hints: a question, the formula, the first line.
         bonus: for those who are done.
         cases: calls for a seed. Values far above the tolerance; unequal lengths; all
@@ -98,6 +99,7 @@ class Exercise:
     traps: tuple[Trap, ...]
     twins: tuple[Twin, ...]
     hole: str | None = None
+    at_home: bool = False
     run: Callable[..., Any] = call
     changes_inputs: bool = False
     tolerance: float = 1e-4

@@ -7,6 +7,7 @@ import jupytext
 import pytest
 
 from minipalm.course import ROOT
+from minipalm.course.documents import lessons
 from minipalm.course.exercise import exercises, of_lesson
 
 LESSONS = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py"))
@@ -119,6 +120,11 @@ def test_a_lesson_asks_for_its_exercises_in_order(path):
         if "exercise" in tags(cell)
     ]
     assert asked == [one.name for one in of_lesson(path.stem)]
+
+
+def test_every_lesson_fits_into_class():
+    for lesson in lessons():
+        assert 20 <= lesson.minutes <= 75, lesson
 
 
 def test_the_course_has_at_least_45_exercises():

@@ -748,6 +748,7 @@ SCALE = Exercise(
     difficulty=2,
     importance=3,
     minutes=10,
+    at_home=True,
     hints=(
         "At which step is the rate the peak itself: the last of the rise, or the one "
         "after it?",
@@ -1318,6 +1319,7 @@ GENERATE = Exercise(
     difficulty=5,
     importance=5,
     minutes=25,
+    at_home=True,
     hints=(
         "In which column do all answers begin, and what does a row do when it has said "
         "its end while others have not?",

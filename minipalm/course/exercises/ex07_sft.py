@@ -711,6 +711,7 @@ BATCH = Exercise(
     difficulty=3,
     importance=3,
     minutes=12,
+    at_home=True,
     hints=(
         "Lay all epochs end to end. Which places of that endless list does step s "
         "take?",

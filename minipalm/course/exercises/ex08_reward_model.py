@@ -28,6 +28,15 @@ def tiny_palm(seed: int, dim: int = 12) -> PaLM:
     return PaLM(config, torch.Generator().manual_seed(seed))
 
 
+def also(more: str, change: tuple[str, str], *traps: Trap) -> tuple[Trap, ...]:
+    """Each trap, and the same by one who makes a second mistake, too."""
+    return tuple(
+        one
+        for trap in traps
+        for one in (trap, Trap(f"{trap.sentence} {more}", *trap.how, change))
+    )
+
+
 # --- 8.1 pool -----------------------------------------------------------------------
 
 
@@ -42,11 +51,16 @@ def pool_cases(seed: int) -> list[Case]:
         return torch.randn(B, T, D, generator=draw).requires_grad_(True)
 
     known = torch.tensor([[[1.0], [3.0], [8.0]]])
+    noise = states(3, 5, 2)
+    with torch.no_grad():
+        noise[0, 4] = noise[1, 3] = noise[2, 3, 1] = torch.nan  # nobody may read there
     return [
         Case("the example of the docstring, last", known, ragged([2], 3), "last"),
         Case("the example of the docstring, mean", known, ragged([2], 3), "mean"),
         Case("unequal lengths, last", states(4, 6, 3), ragged([3, 1, 5, 2], 6), "last"),
         Case("unequal lengths, mean", states(4, 6, 3), ragged([3, 1, 5, 2], 6), "mean"),
+        Case("no number behind the answers, last", noise, ragged([4, 2, 3], 5), "last"),
+        Case("no number behind the answers, mean", noise, ragged([4, 2, 3], 5), "mean"),
         Case("a full row, last", states(2, 5, 4), ragged([5, 2], 5), "last"),
         Case("a full row, mean", states(2, 5, 4), ragged([5, 2], 5), "mean"),
     ]
@@ -66,7 +80,8 @@ def pool_by_weights(x, mask, pooling):
     weights = mask.float()
     if pooling == "last":
         weights = weights - F.pad(weights[:, 1:], (0, 1))
-    return torch.einsum("bt,btd->bd", weights / weights.sum(1, keepdim=True), x)
+    weights = weights / weights.sum(1, keepdim=True)
+    return torch.einsum("bt,btd->bd", weights, x.masked_fill(~mask[..., None], 0.0))
 
 
 def pool_by_gather(x, mask, pooling):
@@ -76,6 +91,13 @@ def pool_by_gather(x, mask, pooling):
     index = (lengths - 1)[:, None, None].expand(-1, 1, x.shape[-1])
     return x.gather(1, index).squeeze(1)
 
+
+LAST = "x[torch.arange(len(x), device=x.device), last]"
+OWN = "torch.where(mask[..., None], x, 0.0)"
+MEAN = "return (own * weights[..., None]).sum(1)"
+TIMES = (OWN, "x * mask[..., None]")
+NAN = "And 0 times NaN is NaN: choose with torch.where."
+ALWAYS = ('if pooling == "last":', "if True:")
 
 POOL = Exercise(
     id="8.1",
@@ -96,10 +118,53 @@ POOL = Exercise(
     cases=pool_cases,
     oracle=pool_oracle,
     traps=(
+        *also(
+            NAN,
+            TIMES,
+            Trap(
+                "The last column is padding in short answers. Read the last column in "
+                "which the mask is True.",
+                (LAST, "x[:, -1]"),
+            ),
+            Trap(
+                "x[:, last] takes all of those columns for every row. Row 0 wants "
+                "column last[0]: index the rows, too.",
+                (LAST, "x[:, last]"),
+            ),
+        ),
         Trap(
-            "It reads the last *column*: a pad, for all answers but the longest. Read "
-            "the last column in which the mask is True.",
-            ("x[torch.arange(len(x), device=x.device), last]", "x[:, -1]"),
+            "The last column is padding in short answers, and so is part of what the "
+            "mean runs over. Only columns in which the mask is True count.",
+            (LAST, "x[:, -1]"),
+            (MEAN, "return x.mean(1)"),
+        ),
+        Trap(
+            "x[:, last] takes all of those columns for every row: index the rows, too. "
+            "And the mean runs over padding.",
+            (LAST, "x[:, last]"),
+            (MEAN, "return x.mean(1)"),
+        ),
+        Trap(
+            "The last column is padding in short answers: read the last one in which "
+            'the mask is True. And "mean" is another pooling.',
+            (LAST, "x[:, -1]"),
+            ALWAYS,
+        ),
+        Trap(
+            "x[:, last] takes all of those columns for every row: index the rows, too. "
+            'And "mean" is another pooling.',
+            (LAST, "x[:, last]"),
+            ALWAYS,
+        ),
+        Trap(
+            'It is the last token\'s state whatever the pooling: with "mean" all of an '
+            "answer's tokens count alike.",
+            ALWAYS,
+        ),
+        Trap(
+            "Multiplying by the mask does not silence the padding: 0 times NaN is NaN. "
+            "Choose with torch.where instead.",
+            TIMES,
         ),
         Trap(
             "One column too far left: a row with n tokens ends in column n − 1, "
@@ -123,16 +188,21 @@ POOL = Exercise(
         Trap(
             "The mean runs over all columns, padding too: an answer's score then "
             "depends on how long its neighbours are.",
-            ("return (x * weights[..., None]).sum(1)", "return x.mean(1)"),
+            (MEAN, "return x.mean(1)"),
         ),
-        Trap(
-            "The padding is left out of the sum, but the divisor still counts it: "
-            "divide by the number of the answer's own tokens.",
-            ("mask / mask.sum(1, keepdim=True)", "mask / mask.shape[1]"),
-        ),
-        Trap(
-            "A sum, not a mean: long answers get large scores for their length alone.",
-            ("mask / mask.sum(1, keepdim=True)", "mask.float()"),
+        *also(
+            NAN,
+            TIMES,
+            Trap(
+                "The padding is left out of the sum, but the divisor still counts it: "
+                "divide by the number of the answer's own tokens.",
+                ("mask / mask.sum(1, keepdim=True)", "mask / mask.shape[1]"),
+            ),
+            Trap(
+                "A sum, not a mean: long answers get large scores for their length "
+                "alone.",
+                ("mask / mask.sum(1, keepdim=True)", "mask.float()"),
+            ),
         ),
         Trap(
             "It divides by the number of tokens in the whole batch. Each answer has a "
@@ -221,7 +291,7 @@ HEAD = Exercise(
     hints=(
         "How large is a sum of D products, each of a number of size 1 and a weight of "
         "size s?",
-        "$w \\sim N(0, \\sigma^2)$ with $\\sigma = 1/\\sqrt{D+1}$, and $b = 0$.",
+        "$w \\sim N(0, 1/(D+1))$: standard deviation $1/\\sqrt{D+1}$; and $b = 0$.",
         "`head = nn.Linear(trunk.config.dim, 1, device=..., dtype=...)`",
     ),
     bonus="Start from a head of zeros: which gradients are 0 in the first step, and in "
@@ -373,8 +443,8 @@ REWARD_MODEL = Exercise(
     minutes=12,
     hints=(
         "Which columns of the text hold the answer, and which of them hold tokens?",
-        "$\\text{score} = (w \\cdot \\text{pool}(h) + b - \\mu) / \\sigma$, with $h$ "
-        "the states of the answer's columns.",
+        "$\\text{score} = (w \\cdot \\text{pool}(h) + b - \\text{mean}) / "
+        "\\text{std}$, with $h$ the states of the answer's columns.",
         "`ids = torch.cat([prompts, responses], dim=1)`",
     ),
     bonus="Pool the token scores instead of the states. Why is it the same number, and "
@@ -394,14 +464,34 @@ REWARD_MODEL = Exercise(
     run=run_reward_model,
     traps=(
         Trap(
-            "The prompt is pooled, too. It is the same for both answers of a pair, so "
-            "it only blurs what tells them apart.",
+            'The prompt\'s tokens are pooled, too, and for "last" it is the last '
+            "column, a pad. Pool the answer's states, with the answer's mask.",
             (", last=responses.shape[1])", ")"),
             (
                 "pool(hidden, mask, self.pooling)",
                 "hidden[:, -1 if self.pooling == 'last' else slice(None)]"
                 "if self.pooling == 'last' else "
                 "(hidden * segments[..., None]).sum(1) / segments.sum(1, keepdim=True)",
+            ),
+        ),
+        Trap(
+            "Prompt tokens are pooled, too. The prompt is the same for both answers of "
+            "a pair, so it only blurs what tells them apart.",
+            (", last=responses.shape[1])", ")"),
+            (
+                "pool(hidden, mask, self.pooling)",
+                'pool(hidden[:, prompts.shape[1] :], mask, "last")'
+                'if self.pooling == "last" else '
+                "(hidden * segments[..., None]).sum(1) / segments.sum(1, keepdim=True)",
+            ),
+        ),
+        Trap(
+            "Prompt tokens are pooled, too; and as padding stands on the left, `pool` "
+            "misses the last token. Pool the answer's states, with its mask.",
+            (", last=responses.shape[1])", ")"),
+            (
+                "pool(hidden, mask, self.pooling)",
+                "pool(hidden, segments > 0, self.pooling)",
             ),
         ),
         Trap(
@@ -527,6 +617,7 @@ def pairwise_by_classes(chosen, rejected, margin=0.0):
     return F.cross_entropy(logits, torch.zeros(len(chosen), dtype=torch.long))
 
 
+SIGMOID = "torch.sigmoid(chosen - rejected - margin)"
 LOSS = "-F.logsigmoid(chosen - rejected - margin).mean()"
 
 PAIRWISE = Exercise(
@@ -548,9 +639,17 @@ PAIRWISE = Exercise(
     oracle=pairwise_oracle,
     traps=(
         Trap(
-            "σ of −200 is 0 in float32, and its log −inf: one confident mistake ruins "
-            "the run. Use F.logsigmoid, which takes the log first.",
+            "In float32 σ(−200) is 0, its log −∞, and exp(200) is ∞: one confident "
+            "mistake ruins the run. F.logsigmoid works with the exponent itself.",
             (LOSS, "-torch.sigmoid(chosen - rejected - margin).log().mean()"),
+        ),
+        *(
+            Trap(
+                f"An ε of {size:g} caps the loss, and where it does the gradient dies: "
+                "the worst mistakes teach nothing. Use F.logsigmoid.",
+                (LOSS, f"-({SIGMOID} + {size}).log().mean()"),
+            )
+            for size in (1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12)
         ),
         Trap(
             "The margin has the wrong sign: it makes winning harder, so it is taken "
@@ -649,8 +748,8 @@ ACCURACY = Exercise(
         "\\tfrac{1}{2}\\mathbb{1}[c_n = r_n]$",
         "`right = (chosen > rejected).double()` is one half of it.",
     ),
-    bonus="How many pairs do you need to tell 69 % from 70 %? (`wilson` in "
-    "`minipalm.evaluate.statistics` knows.)",
+    bonus="How many pairs do you need to tell 69 % from 70 %? `wilson(successes, n)` "
+    "in `minipalm.evaluate.statistics` gives rate, low and high.",
     cases=accuracy_cases,
     oracle=accuracy_oracle,
     traps=(
@@ -695,6 +794,23 @@ ACCURACY = Exercise(
         ),
         Trap(
             "A tensor with one number; the docstring asks for a Python float: .item().",
+            ("right.mean().item()", "right.mean()"),
+        ),
+        Trap(
+            "A tensor with one number, of type float32. A metric is a Python float: "
+            ".item().",
+            ("right.mean().item()", "right.float().mean()"),
+        ),
+        Trap(
+            "A tensor; the docstring asks for a Python float: .item(). And ties count "
+            "as wrong here; a tie is half right.",
+            (RIGHT, "(chosen > rejected).float()"),
+            ("right.mean().item()", "right.mean()"),
+        ),
+        Trap(
+            "A tensor; the docstring asks for a Python float: .item(). And ties count "
+            "as right here; a tie is half right.",
+            (RIGHT, "(chosen >= rejected).float()"),
             ("right.mean().item()", "right.mean()"),
         ),
     ),
@@ -775,6 +891,14 @@ def reliability_by_counts(chosen, rejected, bins=10):
     return [Bin(float(s), float(t), int(n)) for s, t, n in zip(*sums, count) if n]
 
 
+FROM_CHOSEN = ("(chosen - rejected).double().abs()", "(chosen - rejected).double()")
+INDEX = "((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)"
+NONE_LEFT_OUT = ("        if here.any()\n", "")
+ZEROS = (
+    "int(here.sum()))\n        for here in found\n        if here.any()\n",
+    "int(here.sum())) if here.any() else Bin(0.0, 0.0, 0)\n        for here in found\n",
+)
+
 RELIABILITY = Exercise(
     id="8.6",
     answer=reliability,
@@ -782,6 +906,7 @@ RELIABILITY = Exercise(
     difficulty=4,
     importance=3,
     minutes=12,
+    at_home=True,
     hints=(
         "If you swap the two answers of a pair, what should stay the same?",
         "confidence $\\max(p, 1-p)$ with $p = \\sigma(c - r)$; it is right where "
@@ -797,8 +922,31 @@ RELIABILITY = Exercise(
         Trap(
             "It looks from the side of the chosen answer, and p is then below 1/2 "
             "where the model errs. Its confidence is max(p, 1 − p).",
-            ("(chosen - rejected).double().abs()", "(chosen - rejected).double()"),
+            FROM_CHOSEN,
             (".clamp(max=bins - 1)", ".clamp(0, bins - 1)"),
+        ),
+        Trap(
+            "A confidence is never below one half: look from the side that the model "
+            "prefers, max(p, 1 − p). Here p of the chosen answer is taken for it.",
+            FROM_CHOSEN,
+        ),
+        Trap(
+            "A confidence is never below one half. This is p of the chosen answer, and "
+            "pairs with p < 1/2 are lost: look from the preferred side.",
+            FROM_CHOSEN,
+            (INDEX, "((confidence - 0.5) * 2 * bins).floor().long()"),
+        ),
+        Trap(
+            "A confidence is never below one half: look from the preferred side. And "
+            "a confidence of 1 belongs to the last part.",
+            FROM_CHOSEN,
+            (".clamp(max=bins - 1)", ".clamp(0, bins)"),
+        ),
+        Trap(
+            "p of the chosen answer, in parts of [0, 1]: a confidence is never below "
+            "one half. Look from the preferred side, and divide [0.5, 1].",
+            FROM_CHOSEN,
+            ("((confidence - 0.5) * 2 * bins)", "(confidence * bins)"),
         ),
         Trap(
             "The parts divide [0, 1]. A confidence is at least 1/2, so half of them "
@@ -809,6 +957,11 @@ RELIABILITY = Exercise(
             "A confidence of 1 falls out: its bin would be one past the last. It "
             "belongs to the last.",
             (".clamp(max=bins - 1)", ""),
+        ),
+        Trap(
+            "A confidence of 1/2 falls out: a part has its lower end, not its upper "
+            "one (but for the last, which has both).",
+            (INDEX, "((confidence - 0.5) * 2 * bins).ceil().long() - 1"),
         ),
         Trap(
             "A tie counts as wrong; a model that is 50 % sure is half right.",
@@ -829,7 +982,24 @@ RELIABILITY = Exercise(
         Trap(
             "Empty parts must be left out: a mean of nothing is NaN, and one NaN "
             "spoils the calibration error.",
-            ("        if here.any()\n", ""),
+            NONE_LEFT_OUT,
+        ),
+        Trap(
+            "Empty parts must be left out. Zeros for them look like parts in which the "
+            "model is never right.",
+            ZEROS,
+        ),
+        Trap(
+            "A confidence of 1 belongs to the last part: here it falls out. And empty "
+            "parts, whose means are NaN, must be left out.",
+            (".clamp(max=bins - 1)", ""),
+            NONE_LEFT_OUT,
+        ),
+        Trap(
+            "A confidence of 1 belongs to the last part: here it falls out. And empty "
+            "parts must be left out, not be filled with zeros.",
+            (".clamp(max=bins - 1)", ""),
+            ZEROS,
         ),
         Trap(
             "The number of pairs is missing: each bin must say how many fell into it, "
@@ -924,8 +1094,8 @@ SCALE = Exercise(
     minutes=8,
     hints=(
         "Which raw score was shown as 0, and which as 1?",
-        "raw $= \\mu + \\sigma s$, so $\\mu' = \\mu + \\sigma\\,\\bar s$ and "
-        "$\\sigma' = \\sigma \\cdot \\text{sd}(s)$.",
+        "raw = mean + std · s; so the new mean is mean + std · (mean of s), and the "
+        "new std is std · (sd of s).",
         "`spread = scores.std() if len(scores) > 1 else scores.new_zeros(())`",
     ),
     bonus="Which answers should set the scale: demonstrations, or samples of the SFT "
@@ -933,20 +1103,29 @@ SCALE = Exercise(
     cases=scale_cases,
     oracle=scale_oracle,
     traps=(
-        Trap(
-            "It forgets the old scale: right the first time only. The scores that come "
-            "in are normalised ones; go back to raw scores.",
-            (BOTH, "return scores.mean(), spread"),
-        ),
-        Trap(
-            "The new mean is of raw scores: the normalised mean must be stretched by "
-            "the old std first.",
-            ("mean + scores.mean() * std", "mean + scores.mean()"),
-        ),
-        Trap(
-            "The new std is the old one times the spread; here the old one is "
-            "forgotten.",
-            ("std * spread", "spread"),
+        *also(
+            "And nothing may learn through it: torch.no_grad().",
+            ("@torch.no_grad()\n", ""),
+            Trap(
+                "It forgets the old scale: right the first time only. The scores that "
+                "come in are normalised ones; go back to raw scores.",
+                (BOTH, "return scores.mean(), spread"),
+            ),
+            Trap(
+                "Scores are in units of the old std: their mean and their spread must "
+                "both be multiplied by it.",
+                (BOTH, "return mean + scores.mean(), spread"),
+            ),
+            Trap(
+                "The new mean is of raw scores, and scores are in units of the old "
+                "std: stretch their mean by it before the old mean is added.",
+                ("mean + scores.mean() * std", "mean + scores.mean()"),
+            ),
+            Trap(
+                "Scores are in units of the old std: the new one is the old one times "
+                "the spread. Here the old one is forgotten.",
+                ("std * spread", "spread"),
+            ),
         ),
         Trap(
             "It divides by the spread. std is what raw scores are divided by later, so "

@@ -984,6 +984,7 @@ CONTROLLER = Exercise(
     difficulty=2,
     importance=3,
     minutes=7,
+    at_home=True,
     hints=(
         "The policy has moved twice as far as it should. Must moving cost more or "
         "less?",

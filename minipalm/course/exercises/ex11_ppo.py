@@ -336,6 +336,7 @@ VALUE_LOSS = Exercise(
     difficulty=2,
     importance=4,
     minutes=7,
+    at_home=True,
     hints=(
         "What is held near what: the new value near its return, or near the old value?",
         "$\\tfrac12 \\max((V-R)^2, (V_{clip}-R)^2)$ with $V_{clip} = V_{old} + "
