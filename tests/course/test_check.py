@@ -56,7 +56,8 @@ def test_an_untouched_stub_is_todo_and_the_packaged_one_goes_on(said):
 
     result, line = said(stub)
     assert result is whiten
-    assert line.startswith(f"{ID} whiten: todo") and "the package's whiten is used" in line
+    assert line.startswith(f"{ID} whiten: todo")
+    assert "the package's whiten is used" in line
 
 
 def test_the_packaged_one_put_there_by_a_check_is_not_taken_for_the_learners(said):
