@@ -14,7 +14,7 @@ from torch import Tensor
 
 def paired_bootstrap(
     a: Float[Tensor, "N"],
-    b: Float[Tensor, "N"],
+    b: Float[Tensor, "M"],
     generator: torch.Generator,
     resamples: int = 2000,
     level: float = 0.95,
@@ -26,7 +26,8 @@ def paired_bootstrap(
     these means is the interval. A pair is never torn apart.
 
     Args:
-        a, b: judgements of two policies' answers, row n of both for the same prompt.
+        a, b: judgements of two policies' answers, row n of both for the same prompt, so
+            M must be N.
         generator: draws the pairs, all at once:
             `torch.randint(N, (resamples, N), generator=generator)`.
         resamples: R; the ends of the interval are as sure as that is large.

@@ -59,7 +59,11 @@ def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
     return Interval(rate, max(0.0, center - half), min(1.0, center + half), n)
 
 
-def wins(a: Tensor, b: Tensor) -> Tensor:  # until lesson 12 is built anew
+def wins(
+    a: Float[Tensor, "*N"] | Int[Tensor, "*N"],
+    b: Float[Tensor, "*N"] | Int[Tensor, "*N"],
+) -> Float[Tensor, "*N"]:
+    """Place by place: 1 where a is larger, 1/2 where they are equal, 0 else."""
     return (a > b).double() + 0.5 * (a == b).double()
 
 
