@@ -623,6 +623,8 @@ losses = {
     "reward_model": ("08_reward_model/training", "loss"),
     "ppo": (f"11_ppo/{names[0]}", "score"),
 }
+
+# %%
 evaluation = {
     "scale": scale,
     "seed": seed,
