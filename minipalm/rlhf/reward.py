@@ -19,9 +19,9 @@ def check_pooling(pooling: str) -> None:
 def scalar_head(trunk: PaLM, generator: torch.Generator | None = None) -> nn.Linear:
     """A linear layer from a state of width D to a number, before any training.
 
-    Its weights are drawn from N(0, 1/(D+1)) by `nn.init.normal_`, its bias is 0: states
+    Its weights are drawn from N(0, 1/(D+1)) by `nn.init.normal_`, its bias is 0. States
     that have been through a norm have entries of size 1, so the first scores are of
-    size 1, too, and PPO's first rewards would be, if nothing were learnt.
+    size 1, too, and the loss begins near that of a coin.
 
     Args:
         trunk: what the head will stand on; D is `trunk.config.dim`. The head has the
@@ -46,8 +46,8 @@ class RewardModel(nn.Module):
     Args:
         trunk: a fine-tuned language model, usually smaller than the policy; the model
             keeps it (no copy) and does not use its logits.
-        pooling: "last" reads the token score at the answer's last token, "mean"
-            averages the token scores over the answer.
+        pooling: "last" or "mean": how the states of an answer's tokens become one, see
+            `pool`.
         generator: draws the head from N(0, 1/(D+1)); its bias is 0.
 
     The raw score has no zero and no unit, since comparisons do not see them.
@@ -160,13 +160,10 @@ def pool(
 ) -> Float[Tensor, "B D"]:
     """One row for each answer: its last token's, or the mean over its tokens.
 
-    Since the head is linear, pooling the hidden states and pooling the token scores is
-    the same.
-
     Args:
         x: states of the answers' tokens, with a gradient, which flows on.
         mask: True at an answer's own tokens, right-padded, at least one a row. What
-            stands where it is False must not count.
+            stands where it is False must not count, not even NaN.
         pooling: "last", or "mean" over the tokens that each answer has.
 
     Example: states (1, 3, 8) of width 1 with mask (True, True, False): "last" is 3,
@@ -176,7 +173,8 @@ def pool(
         last = mask.sum(1) - 1
         return x[torch.arange(len(x), device=x.device), last]
     weights = mask / mask.sum(1, keepdim=True)
-    return (x * weights[..., None]).sum(1)
+    own = torch.where(mask[..., None], x, 0.0)
+    return (own * weights[..., None]).sum(1)
 
 
 def score_pairs(
@@ -208,9 +206,10 @@ def pairwise_loss(
 ) -> Float[Tensor, ""]:
     """−log σ(chosen − rejected − margin), mean over pairs, in nats.
 
-    The likelihood of the labels under Bradley and Terry's model, in which the better of
-    two answers wins with probability σ(difference of scores). Only differences count:
-    adding a constant to all scores changes nothing.
+    Minus the log-likelihood of a label under Bradley and Terry's model, in which the
+    better of two answers wins with probability σ(difference of scores), where σ is the
+    logistic function 1/(1 + e^−x). Only differences count: adding a constant to all
+    scores changes nothing.
 
     Args:
         chosen, rejected: scores of the better and of the worse answers, row n of both

@@ -216,6 +216,11 @@ POOL = Exercise(
         ),
     ),
     twins=(Twin(pool_by_weights), Twin(pool_by_gather)),
+    equivalent={
+        "torch.where(mask[..., None], x, 0.0) → torch.where(mask[..., None], x, 0.5)": (
+            "padding has a weight of 0: any number will do"
+        ),
+    },
 )
 
 # --- 8.2 scalar_head ----------------------------------------------------------------
@@ -935,6 +940,12 @@ RELIABILITY = Exercise(
             "pairs with p < 1/2 are lost: look from the preferred side.",
             FROM_CHOSEN,
             (INDEX, "((confidence - 0.5) * 2 * bins).floor().long()"),
+        ),
+        Trap(
+            "A confidence is never below one half: look from the side that the model "
+            "prefers. p of the chosen answer loses all pairs that it gets wrong.",
+            FROM_CHOSEN,
+            (INDEX, INDEX.replace(".long()", ".floor().long()")),
         ),
         Trap(
             "A confidence is never below one half: look from the preferred side. And "
