@@ -100,9 +100,16 @@ sizes = {"max_prompt": preset.max_prompt, "max_response": preset.max_response}
 # asked.
 #
 # Where you give no comparisons of your own, both answers come from the policy
-# itself: texts like those that PPO will begin with. The labeller is
-# a program that knows the gold reward and errs as people do: it prefers a with
-# probability $\sigma((\text{gold}_a - \text{gold}_b) / \tau)$.
+# itself: texts like those that PPO will begin with.
+
+# %% [markdown]
+# The labeller is a program. It knows the *gold reward*, how good a tale really
+# is by the rules of this world, which no model ever sees. And it errs as
+# people do: it prefers a with probability
+# $\sigma((\text{gold}_a - \text{gold}_b) / \tau)$.
+#
+# - $\sigma(x) = 1 / (1 + e^{-x})$ makes a probability of any number.
+# - $\tau$ says how often it errs: the larger, the more it tosses a coin.
 
 # %%
 number = preset.reward.pairs, preset.reward.heldout_pairs
@@ -170,7 +177,8 @@ from minipalm.rlhf.reward import scalar_head
 #
 # Now put trunk, pool and head together. The last two attributes, `mean` and
 # `std`, turn the raw score into one with a zero and a unit; until you set
-# them, near the end of this lesson, they are 0 and 1.
+# them, near the end of this lesson, they are 0 and 1. (`fit_scale` does that;
+# it calls `new_scale`, which you write there.)
 
 # %% tags=["exercise"]
 from minipalm.rlhf.reward import RewardModel
@@ -180,13 +188,16 @@ generator = torch.Generator().manual_seed(seed)
 reward_model = RewardModel(trunk, preset.reward.pooling, generator)
 share = count_parameters(trunk_config) / count_parameters(config)
 print(f"the reward model has {share:.0%} of the policy's parameters")
+print("pooling:", reward_model.pooling)
 
 # %% [markdown]
 # ## The loss
 #
-# Bradley and Terry say: the better of two answers wins with probability
+# Bradley and Terry's model of comparisons gives each answer a score $r$, and
+# says: one wins over another with probability
 # $\sigma(r_\text{chosen} - r_\text{rejected})$. The loss is how surprised that
-# law is by the label, and a margin $m$ asks for a clearer win:
+# model is by the label, minus the logarithm of what it gave it (in *nats*, the
+# unit of natural logarithms). A margin $m$ asks for a clearer win:
 #
 # $$L = -\log \sigma(r_{\text{chosen}} - r_{\text{rejected}} - m)$$
 
@@ -306,11 +317,43 @@ plot.reward_histograms(chosen + 100, rejected + 100)
 
 # %% [markdown]
 # Only differences count: neither the loss nor any of the numbers can see the
-# shift, so training leaves the zero of the scores to chance. Multiplying is
-# another matter: what would ten times larger scores do to each of them?
+# shift, so training leaves the zero of the scores to chance.
+#
+# Now the picture of how sure the model is. Where are the dots if it is surer
+# than it should be: above the dashed line, or below?
 
 # %%
 plot.reliability_diagram(reliability(chosen, rejected))
+
+# %% [markdown]
+# Below: it is right less often than it says. Look at the bars before you
+# blame it: where a bar crosses the line, chance would do.
+#
+# **Predict.** Now somebody *multiplies* all scores by ten. What happens to
+# the accuracy, to the loss, and to the dots?
+
+# %% tags=["classroom"]
+for times in (0.1, 1, 10):
+    one, two = times * chosen, times * rejected
+    error = expected_calibration_error(reliability(one, two))
+    loss = pairwise_loss(one, two).item()
+    print(
+        f"{times:4} times: accuracy {accuracy(one, two):.3f}   "
+        f"loss {loss:.4f}   ece {error:.3f}"
+    )
+
+# %% tags=["classroom"]
+interactive(
+    lambda times: plot.reliability_diagram(
+        reliability(times * chosen, times * rejected)
+    ),
+    times=(0.5, 10.0, 0.25, 10.0),
+)
+
+# %% [markdown]
+# The order stays, and so does the accuracy. But the model now says that it is
+# nearly certain, and is right no more often: its mistakes become dear. Move
+# the slider to where the calibration error is least.
 
 # %% [markdown]
 # ## Has it learnt to count words?
@@ -327,8 +370,8 @@ length_bias(chosen, rejected, *lengths)
 
 # %% [markdown]
 # Add a bonus for length to the trained model's scores. How large may it become
-# before the accuracy over all pairs warns you, and what do the groups say by
-# then?
+# before the accuracy over all pairs (in the title) warns you, and what do the
+# groups say by then?
 
 # %% tags=["classroom"]
 interactive(
@@ -341,10 +384,11 @@ interactive(
 # %% [markdown]
 # ## Give the score a zero and a unit
 #
-# Fresh answers of the policy get mean 0 and standard deviation 1. So β, the
-# price of a nat of KL in the next lessons, means the same for every reward
-# model. Since the scores that come in may have a scale already, fitting twice
-# must be as good as fitting once.
+# Fresh answers of the policy get mean 0 and standard deviation 1. The next
+# lessons charge for how far a policy moves from where it began: that distance
+# is the KL, in nats, and β is the price of a nat. With a unit for the score, β
+# means the same for every reward model. The scores that come in may have a
+# scale already: fitting twice must be as good as once.
 
 # %% tags=["exercise"]
 from minipalm.rlhf.reward import new_scale
@@ -398,13 +442,17 @@ for way in ("last", "mean"):
     ]
 for way, (one, two) in ways.items():
     equal = ((one - two).abs() < 1e-3).double().mean().item()
-    print(f"{way:12} accuracy {accuracy(one, two):.3f}, ties {equal:.0%}")
+    mark = "   <- trained so" if way == reward_model.pooling else ""
+    print(f"{way:12} accuracy {accuracy(one, two):.3f}, ties {equal:.0%}{mark}")
 
 # %% [markdown]
 # A pad sees nothing but pads, so all pads say the same, up to rounding: most
 # pairs are ties, and the accuracy is a coin's. Only answers that fill their
 # row have a token there. If ties counted as right, this model would look
 # perfect. No error was raised.
+#
+# `last` against `mean` is no contest of methods here: the head has been
+# trained with one of them, and the other asks it what it has not learnt.
 
 # %% [markdown]
 # ## Break it: learn the labels by heart
@@ -446,11 +494,13 @@ learnt_by_heart(
     epochs,
     {"seen": right, "held out": right_else},
     {"seen": loss, "held out": loss_else},
+    bayes,
 )
 
 # %% [markdown]
-# The curve of the seen pairs climbs to where nobody can be by right: from
-# there on the model learns the labeller's slips. On other pairs it gets no
+# The curve of the seen pairs climbs past the line of a judge who knows the
+# gold reward, where nobody can be by right: from there on the model learns
+# the labeller's slips. On other pairs it gets no
 # better, and its loss climbs past a coin's: wrong, and ever more sure of
 # itself. That is why one or two epochs are the custom.
 

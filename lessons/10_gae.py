@@ -2,9 +2,9 @@
 # # 10 · GAE
 #
 # A score comes at the end of an answer. Which of its words deserve it? You
-# build the estimator that says so: first how much each word surprised the
-# critic, then how far back a surprise is felt. One dial, λ, leads from
-# trusting the critic to trusting the score.
+# build *generalized advantage estimation* (GAE), which says so: first how
+# much each word surprised the critic, then how far back a surprise is felt.
+# One dial, λ, leads from trusting the critic to trusting the score.
 #
 # PPO, in the next lesson, does nothing but make praised words likelier. What
 # is praised is decided here.
@@ -86,6 +86,7 @@ def ask(n: int, seed: int):
         max_response=preset.max_response,
         generator=generator,
     )
+    # told.tokens: prompts, prompt_mask, responses, mask
     scores, mask = reward_model(*told.tokens), told.tokens[3]
     last = mask.sum(1, keepdim=True) - 1
     rewards = torch.zeros(mask.shape).scatter(1, last, scores[:, None])
@@ -99,8 +100,10 @@ for n in range(6):
 # %% [markdown]
 # One number for a dozen words. If all words of a good answer are praised
 # alike, the full stop is praised with the word that earned it; over many
-# answers that evens out, slowly.
-#
+# answers that evens out, slowly. (A *token* here is a word, a full stop or
+# the end, `<eos>`.)
+
+# %% [markdown]
 # ## The critic
 #
 # Faster is to ask somebody at every word: *what will the score be?* This is
@@ -123,9 +126,13 @@ print("before the first word:", values[:3, 0])
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t$$
 #
 # - $r_t$: the reward of word $t$; here 0 but for the last one.
-# - $V_{t+1}$: what stands there once the word is there. After the last word
-#   nothing is to come: 0.
+# - $V_{t+1}$: the guess once the word is there. After the last word nothing
+#   is to come: 0.
 # - $\gamma$: 1 in RLHF, since answers are short.
+#
+# An answer may also be cut off by a time limit. Then something would have
+# followed, and `bootstrap` is the guess of what: $V_{t+1}$ of its last token.
+# In RLHF it is `None`.
 
 # %% tags=["exercise"]
 from minipalm.rlhf.gae import deltas
@@ -140,13 +147,17 @@ for n in range(3):
     print(f"sum of δ {total:+.3f}   score − V_0 {scores[n] - first:+.3f}")
 
 # %% [markdown]
-# The sum is the score less the first guess, however wild the guesses between.
-# A critic cannot change how much credit there is: it only deals it out.
-#
+# The sum is the score less the first guess, however wild the guesses between:
+# each stands in one δ with a plus and in the next with a minus. Such a sum
+# *telescopes*. A critic cannot change how much credit there is: it only deals
+# it out.
+
+# %% [markdown]
 # ## How far back is a surprise felt?
 #
 # A wrong critic deals wrongly. So let later surprises count for a word, too,
-# each step back a little less:
+# each step back a little less. The sum is the word's **advantage** $A_t$: how
+# much better things went from there on than the critic expected.
 #
 # $$A_t = \sum_{l \ge 0} (\gamma\lambda)^l\, \delta_{t+l}
 #   = \delta_t + \gamma\lambda\, A_{t+1}$$
@@ -169,7 +180,7 @@ from minipalm.rlhf.gae import gae
 critics = {"from the reward model": values, "says 0": torch.zeros_like(values)}
 pieces = [
     [tokenizer.decode([i]) or "<eos>" for i in row[kept].tolist()]
-    for row, kept in zip(told.tokens[2], mask, strict=True)
+    for row, kept in zip(told.tokens[2], mask, strict=True)  # responses
 ]
 
 
@@ -185,8 +196,8 @@ interactive(
 
 # %% [markdown]
 # A critic that says 0 sees one surprise, at the end: with λ = 0 only the last
-# token gets credit. Ours has read half of the answer and moves with it. At
-# λ = 1 a word gets all that came after it, its own doing or not. The last
+# token gets credit. Ours has read the answer so far and moves at every word.
+# At λ = 1 a word gets all that came after it, its own doing or not. The last
 # token has its δ at every λ.
 
 # %% [markdown]
@@ -208,8 +219,8 @@ print("V, half blind:      ", blind_values(steps, 0.5)[0, :6].tolist())
 # (**bias**), and from walk to walk (**variance**). An update averages over N
 # answers, which divides the variance by N, and leaves the bias.
 #
-# **Predict.** Which λ is best for a perfect critic? For a blind one? And when
-# N grows?
+# **Predict.** You average over N = 64 answers. Which λ is best for a perfect
+# critic? For a blind one? And when N grows?
 
 
 # %%

@@ -66,7 +66,8 @@ def credit(
     most = max(range(len(words)), key=lambda t: abs(found.advantages[t]))
     figure, (above, below) = new_figure(
         f"λ\u00a0=\u00a0{lam:.2f}: “{words[most]}” gets the most"
-        f" ({found.advantages[most]:+.2f}), the last token {found.at_the_end:.0%}",
+        f" ({found.advantages[most]:+.2f}), the last token {found.at_the_end:.0%} of"
+        " all praise and blame",
         rows=2,
         height=4.6,
         sharex=True,

@@ -153,8 +153,9 @@ def length_bias(
     lengths = torch.cat([chosen_lengths, rejected_lengths])
     together = torch.corrcoef(torch.stack([scores, lengths.to(scores)]))[0, 1].item()
     told = ", ".join(f"{one.rate:.0%} where it is {k}" for k, one in groups.items())
+    overall = win_rate(chosen, rejected).rate
     figure, (left, right) = new_figure(
-        f"By the better answer's length the model is right in {told}",
+        f"Right in {overall:.0%} of all pairs; by the better answer's length in {told}",
         columns=2,
         height=3.5,
     )
@@ -181,7 +182,10 @@ def length_bias(
         right.plot([place] * 2, [100 * one.low, 100 * one.high], color=INK, linewidth=2)
         note(right, f"{one.n} pairs", (place, 3), (0, 0), ha="center", color="white")
     right.axhline(50, **DASHED)
+    right.axhline(100 * overall, color=INK, linewidth=1)
+    note(right, "all pairs", (-0.45, 100 * overall), (0, 3))
     right.set_xticks(range(len(groups)), list(groups))
+    right.set_xlim(-0.5, len(groups) - 0.5)
     right.set(ylabel="pairs judged rightly, %", ylim=(0, 100))
     right.set_xlabel("the better answer is ... than the worse")
     right.grid(axis="x", visible=False)
@@ -193,6 +197,7 @@ def learnt_by_heart(
     epochs: Sequence[float],
     accuracies: Mapping[str, Sequence[float]],
     losses: Mapping[str, Sequence[float]],
+    bayes: float | None = None,
 ) -> Figure:
     """Accuracy and loss over the epochs, on the pairs that are learnt and on others.
 
@@ -200,6 +205,7 @@ def learnt_by_heart(
         epochs: passes over the training pairs so far.
         accuracies: from 0 to 1, of "seen" and of "held out" pairs, at each.
         losses: nats a pair, of the same.
+        bayes: accuracy of a judge who knows the gold reward, if there is one.
     """
     least = min(losses["held out"])
     figure, (left, right) = new_figure(
@@ -214,6 +220,10 @@ def learnt_by_heart(
         shares = [100 * one for one in accuracies[name]]
         left.plot(epochs, shares, color=color, label=name)
         right.plot(epochs, losses[name], color=color)
+    if bayes is not None:
+        left.axhline(100 * bayes, color=COLORS["gold"], linewidth=1.5)
+        where = {"ha": "right", "color": COLORS["gold"]}
+        note(left, "knows gold", (epochs[-1], 100 * bayes), (0, 4), **where)
     for ax, level in ((left, 50.0), (right, math.log(2))):
         ax.axhline(level, **DASHED)
         note(ax, "a coin", (epochs[-1], level), (0, 4), ha="right")

@@ -33,7 +33,9 @@ def test_monte_carlo_credit_is_the_score_less_the_value():
 
 def test_the_title_names_the_word_with_the_most_credit():
     figure = credit(gae, ["the", "sad", "fox", "wept"], VALUES, 0.8, 0.0)
-    assert "“fox” gets the most" in figure.get_suptitle().replace("\n", " ")
+    title = figure.get_suptitle().replace("\n", " ")
+    assert "“fox” gets the most" in title
+    assert "the last token 15% of all praise and blame" in title
     assert len(figure.png()) < 60_000
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from minipalm.evaluate.statistics import win_rate
 from minipalm.plot.preferences import (
     accuracy_by_length,
     learnt_by_heart,
@@ -53,6 +54,8 @@ def test_a_bonus_for_length_shows_in_the_groups():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(3, 20, (2, 300), generator=generator)
     figure = length_bias(*lengths.float(), *lengths)
+    overall = win_rate(*lengths).rate
+    assert title(figure).startswith(f"Right in {overall:.0%} of all pairs")
     assert "100% where it is longer" in title(figure)
     assert "0% where it is shorter" in title(figure)
     assert len(figure.png()) < SMALL
@@ -74,7 +77,10 @@ def test_the_loss_of_held_out_pairs_is_told_from_its_least_to_its_last():
         [1, 2, 3],
         {"seen": [0.6, 0.9, 1.0], "held out": [0.6, 0.7, 0.65]},
         {"seen": [0.6, 0.3, 0.1], "held out": [0.66, 0.62, 1.5]},
+        0.8,
     )
+    texts = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert texts["knows gold"] == (3, 80)
     assert title(figure) == (
         "After 3 epochs 100% of the seen labels and 65% of the others, whose loss has "
         "gone from 0.62 to 1.50"
