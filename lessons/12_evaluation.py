@@ -367,8 +367,10 @@ def lengthy(name: str, bonus: float):
 interactive(lengthy, bonus=(-0.5, 0.5, 0.1, 0.4), name=names[::-1])
 
 # %% [markdown]
-# The plain rate follows the judge's taste, the controlled one much less. Grey
-# dots are what was seen; where they leave the curve, the assumption fails.
+# Without a bonus the plain rate is the truth: how far from it does either one
+# go? The plain rate follows the judge's taste, the controlled one much less.
+# Grey dots are what was seen; where they leave the curve, the assumption
+# fails.
 #
 # And it is an assumption: that length acts by this curve, alike on every
 # prompt, and that it is a *bias*. Where a better answer must be longer, its
