@@ -31,7 +31,8 @@ BUILDS = {  # what the reader of the README wants to know of a lesson
     "09": "log-probabilities of answers, estimators of KL, shaped rewards",
     "10": "advantages, whitening",
     "11": "shaped policy and value losses, the update, the loop",
-    "12": "win rates with intervals, over-optimisation",
+    "12": "intervals, power, length control, diversity, pass@k, benchmarks",
+    "14": "tests that refuse bugs and pass what is right; a diagnosis from curves",
 }
 
 
