@@ -385,10 +385,11 @@ interactive(
 # ## Give the score a zero and a unit
 #
 # Fresh answers of the policy get mean 0 and standard deviation 1. The next
-# lessons charge for how far a policy moves from where it began: that distance
-# is the KL, in nats, and β is the price of a nat. With a unit for the score, β
-# means the same for every reward model. The scores that come in may have a
-# scale already: fitting twice must be as good as once.
+# lessons charge for how far a policy moves from its start, the KL: β is the
+# price of a nat of it. With a unit for the score, β means the same for every
+# reward model.
+#
+# Scores that come in may have a scale: fitting twice must be as good as once.
 
 # %% tags=["exercise"]
 from minipalm.rlhf.reward import new_scale
@@ -442,8 +443,9 @@ for way in ("last", "mean"):
     ]
 for way, (one, two) in ways.items():
     equal = ((one - two).abs() < 1e-3).double().mean().item()
-    mark = "   <- trained so" if way == reward_model.pooling else ""
-    print(f"{way:12} accuracy {accuracy(one, two):.3f}, ties {equal:.0%}{mark}")
+    mark = "  <- trained so" if way == reward_model.pooling else ""
+    print(f"{way:12} accuracy {accuracy(one, two):.3f}", end="")
+    print(f", ties {equal:.0%}{mark}")
 
 # %% [markdown]
 # A pad sees nothing but pads, so all pads say the same, up to rounding: most
