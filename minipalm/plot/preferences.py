@@ -152,10 +152,10 @@ def length_bias(
     scores = torch.cat([chosen, rejected])
     lengths = torch.cat([chosen_lengths, rejected_lengths])
     together = torch.corrcoef(torch.stack([scores, lengths.to(scores)]))[0, 1].item()
-    told = ", ".join(f"{one.rate:.0%} where it is {k}" for k, one in groups.items())
+    told = ", ".join(f"{name} in {one.rate:.0%}" for name, one in groups.items())
     overall = win_rate(chosen, rejected).rate
     figure, (left, right) = new_figure(
-        f"Right in {overall:.0%} of all pairs; by the better answer's length in {told}",
+        f"Right in {overall:.0%} of all pairs; where the better answer is {told}",
         columns=2,
         height=3.5,
     )
@@ -178,18 +178,18 @@ def length_bias(
     legend(left, loc="upper left")
     head(left, f"each answer; correlation {together:+.2f}")
     for place, one in enumerate(groups.values()):
-        right.bar(place, 100 * one.rate, color=COLORS["proxy"], alpha=0.75, width=0.6)
+        right.bar(place, 100 * one.rate, color=COLORS["proxy"], alpha=0.75, width=0.8)
         right.plot([place] * 2, [100 * one.low, 100 * one.high], color=INK, linewidth=2)
-        note(right, f"{one.n} pairs", (place, 3), (0, 0), ha="center", color="white")
+        note(right, f"{one.n}", (place, 3), (0, 0), ha="center", color="white")
     right.axhline(50, **DASHED)
     right.axhline(100 * overall, color=INK, linewidth=1)
-    note(right, "all pairs", (-0.45, 100 * overall), (0, 3))
+    note(right, "all pairs", (len(groups) - 0.45, 100 * overall), (0, 3))
     right.set_xticks(range(len(groups)), list(groups))
-    right.set_xlim(-0.5, len(groups) - 0.5)
+    right.set_xlim(-0.5, len(groups) + 0.2)
     right.set(ylabel="pairs judged rightly, %", ylim=(0, 100))
     right.set_xlabel("the better answer is ... than the worse")
     right.grid(axis="x", visible=False)
-    head(right, "each group, with 95% interval")
+    head(right, "each group: how many, 95% interval")
     return figure
 
 

@@ -56,8 +56,8 @@ def test_a_bonus_for_length_shows_in_the_groups():
     figure = length_bias(*lengths.float(), *lengths)
     overall = win_rate(*lengths).rate
     assert title(figure).startswith(f"Right in {overall:.0%} of all pairs")
-    assert "100% where it is longer" in title(figure)
-    assert "0% where it is shorter" in title(figure)
+    assert "longer in 100%" in title(figure)
+    assert "shorter in 0%" in title(figure)
     assert len(figure.png()) < SMALL
 
 
