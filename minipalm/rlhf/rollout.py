@@ -14,6 +14,7 @@ from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import Tokens, answers_of
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.gae import gae, whiten
+from minipalm.rlhf.invariants import check_rollout
 from minipalm.rlhf.kl import k1
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
 
@@ -172,6 +173,8 @@ def collect(
 
     Raises:
         ValueError: the reward gave something else than one score an answer.
+        InvariantError: something that holds in every right run does not, see
+            `minipalm.rlhf.invariants.check_rollout`.
     """
     sampled = generate(
         policy,
@@ -200,6 +203,19 @@ def collect(
     scores = penalise_missing_eos(scores, responses, mask, eos_id, penalty)
 
     rewards = shape_rewards(scores, logprobs, ref_logprobs, mask, kl_coef)
+    check_rollout(
+        policy,
+        reference,
+        answers,
+        logprobs,
+        ref_logprobs,
+        values,
+        scores,
+        rewards,
+        eos_id=eos_id,
+        kl_coef=kl_coef,
+        temperature=config.temperature,
+    )
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
     return Rollout(
         *answers,

@@ -1,5 +1,6 @@
 """Rollouts: what is written down is what was sampled, and the score comes once."""
 
+import copy
 import math
 
 import pytest
@@ -137,7 +138,7 @@ def test_an_ambiguous_answer_is_kept_as_sampled_and_never_encoded_again():
     critic = small_critic(vocab_size=tokenizer.vocab_size)
     rollout = collect(
         policy,
-        policy,
+        copy.deepcopy(policy),
         critic,
         text_reward(reward, tokenizer),
         prompts.expand(60, 2),
