@@ -167,16 +167,18 @@ DELTAS = Exercise(
                 ),
             ),
         ),
-        Trap(
-            "γ belongs to what comes a step later, V_{t+1}. Here it discounts V_t.",
-            ("gamma * next_values - values", "next_values - gamma * values"),
-        ),
-        Trap(
-            "The sign is turned round: V_t is what was expected, and δ says by how "
-            "much it went *better*.",
-            (
-                "rewards + gamma * next_values - values",
-                "values - rewards - gamma * next_values",
+        *learning(
+            Trap(
+                "γ belongs to what comes a step later, V_{t+1}. Here it discounts V_t.",
+                ("gamma * next_values - values", "next_values - gamma * values"),
+            ),
+            Trap(
+                "The sign is turned round: V_t is what was expected, and δ says by how "
+                "much it went *better*.",
+                (
+                    "rewards + gamma * next_values - values",
+                    "values - rewards - gamma * next_values",
+                ),
             ),
         ),
         *learning(
@@ -247,21 +249,23 @@ DELTAS = Exercise(
                 NO_BOOTSTRAP,
             ),
         ),
-        Trap(
-            "`bootstrap` reaches only answers that fill the whole row. A shorter one "
-            "was cut off, too: its own last token needs it.",
-            (
-                "torch.where(goes_on, next_values, after[:, None])",
-                "torch.where(goes_on, next_values, 0.0)\n"
-                "    next_values[:, -1] = after",
+        *learning(
+            Trap(
+                "`bootstrap` reaches only answers that fill the whole row. A shorter "
+                "one was cut off, too: its own last token needs it.",
+                (
+                    "torch.where(goes_on, next_values, after[:, None])",
+                    "torch.where(goes_on, next_values, 0.0)\n"
+                    "    next_values[:, -1] = after",
+                ),
             ),
-        ),
-        Trap(
-            "V_{t+1} is the value one place to the *right*; this takes the one before "
-            "token t.",
-            (
-                "torch.cat([values[:, 1:], after[:, None]], dim=1)",
-                "torch.cat([after[:, None], values[:, :-1]], dim=1)",
+            Trap(
+                "V_{t+1} is the value one place to the *right*; this takes the one "
+                "before token t.",
+                (
+                    "torch.cat([values[:, 1:], after[:, None]], dim=1)",
+                    "torch.cat([after[:, None], values[:, :-1]], dim=1)",
+                ),
             ),
         ),
         Trap(
@@ -399,21 +403,23 @@ GAE = Exercise(
     cases=gae_cases,
     oracle=gae_oracle,
     traps=(
-        Trap(
-            "The sum over later δ is discounted by γλ; here by γ alone, so λ has no "
-            "effect.",
-            ("gamma * lam * advantage", "gamma * advantage"),
-        ),
-        Trap(
-            "The sum over later δ is discounted by γλ; here by λ alone. With γ = 1 "
-            "nobody notices.",
-            ("gamma * lam * advantage", "lam * advantage"),
-        ),
-        Trap(
-            "γ is forgotten in δ: hand it on, V_{t+1} is discounted, too.",
-            (
-                "deltas(rewards, values, mask, gamma, bootstrap)",
-                "deltas(rewards, values, mask, bootstrap=bootstrap)",
+        *learning(
+            Trap(
+                "The sum over later δ is discounted by γλ; here by γ alone, so λ has "
+                "no effect.",
+                ("gamma * lam * advantage", "gamma * advantage"),
+            ),
+            Trap(
+                "The sum over later δ is discounted by γλ; here by λ alone. With γ = 1 "
+                "nobody notices.",
+                ("gamma * lam * advantage", "lam * advantage"),
+            ),
+            Trap(
+                "γ is forgotten in δ: hand it on, V_{t+1} is discounted, too.",
+                (
+                    "deltas(rewards, values, mask, gamma, bootstrap)",
+                    "deltas(rewards, values, mask, bootstrap=bootstrap)",
+                ),
             ),
         ),
         Trap(
@@ -484,15 +490,17 @@ GAE = Exercise(
                 (A_PLUS_V, "(advantages + values) * mask"),
             ),
         ),
-        Trap(
-            "The time limit's value is forgotten: `bootstrap` is V after the last "
-            "token of an answer that was cut off.",
-            ("mask, gamma, bootstrap)", "mask, gamma)"),
-        ),
-        Trap(
-            "Each token has its own δ only: λ > 0 also passes on the δ of later "
-            "tokens, A_t = δ_t + γλ A_{t+1}.",
-            ("delta[:, t] + gamma * lam * advantage", "delta[:, t]"),
+        *learning(
+            Trap(
+                "The time limit's value is forgotten: `bootstrap` is V after the last "
+                "token of an answer that was cut off.",
+                ("mask, gamma, bootstrap)", "mask, gamma)"),
+            ),
+            Trap(
+                "Each token has its own δ only: λ > 0 also passes on the δ of later "
+                "tokens, A_t = δ_t + γλ A_{t+1}.",
+                ("delta[:, t] + gamma * lam * advantage", "delta[:, t]"),
+            ),
         ),
         *learning(
             Trap(
@@ -520,18 +528,21 @@ GAE = Exercise(
                 (A_PLUS_V, "advantages + values"),
             ),
         ),
-        Trap(
-            "It adds the *next δ* and no more. The sum goes on to the answer's end: "
-            "A_t = δ_t + γλ A_{t+1}, not γλ δ_{t+1}.",
-            (
-                "        advantages[:, t] = advantage",
-                "        advantages[:, t] = advantage\n        advantage = delta[:, t]",
+        *learning(
+            Trap(
+                "It adds the *next δ* and no more. The sum goes on to the answer's "
+                "end: A_t = δ_t + γλ A_{t+1}, not γλ δ_{t+1}.",
+                (
+                    "        advantages[:, t] = advantage",
+                    "        advantages[:, t] = advantage\n        advantage = "
+                    "delta[:, t]",
+                ),
             ),
-        ),
-        Trap(
-            "λ weighs this token's own δ, too. Its own δ counts in full; λ fades those "
-            "that come later.",
-            ("delta[:, t] + gamma", "lam * delta[:, t] + gamma"),
+            Trap(
+                "λ weighs this token's own δ, too. Its own δ counts in full; λ fades "
+                "those that come later.",
+                ("delta[:, t] + gamma", "lam * delta[:, t] + gamma"),
+            ),
         ),
         Trap(
             "The returns still carry the critic's gradient: they are its targets, and "
