@@ -7,7 +7,7 @@
 #
 # And you write the tests that would have caught them: short functions that
 # refuse what is wrong and let pass what is right. Every bug here has really
-# happened, in a library that many people used.
+# happened, in code that many people used.
 
 # %% tags=["parameters"]
 scale = "toy"

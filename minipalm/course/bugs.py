@@ -75,7 +75,7 @@ BUGS = (
         "-kl_coef * k1(",
         "kl_coef * k1(",
         "The KL is paid for instead of charged: moving away earns reward.",
-        "PaLM-rlhf-pytorch issue 38, for three months of 2023",
+        "PaLM-rlhf-pytorch issue 38, for three months until March 2023",
     ),
     Bug(
         "reference_is_policy",
@@ -139,7 +139,7 @@ BUGS = (
         "        returns=returns,",
         "        returns=whiten(advantages, mask) + values,",
         "The critic's targets are made of whitened advantages.",
-        "a textbook's code, which recomputes returns from `advantages`",
+        "a textbook's code makes returns of `advantages`, normalised or not",
     ),
     Bug(
         "entropy_sign",

@@ -84,9 +84,12 @@ def dashboard(results: Results, case: str, name: Callable[[str], str]) -> Figure
     bug = name(case)
     alarms = {one: first_alarm(results, bug, one) for one in BRIEF}
     early = [METRICS[one].split(",")[0] for one, i in alarms.items() if i == 1]
-    claim = f"{', '.join(early)} off" if early else "none of these six off"
     figure, axes = new_figure(
-        f"Case {case}: {claim} in the first iteration", rows=2, columns=3, height=4.4
+        f"Case {case}, beyond the healthy band in iteration 1: "
+        f"{', '.join(early) or 'nothing'}",
+        rows=2,
+        columns=3,
+        height=4.4,
     )
     for ax, metric in zip(axes, BRIEF):
         draw(ax, results, bug, metric)

@@ -1084,8 +1084,8 @@ def estimate_returned(estimate, tolerance=1e-4):
 ESTIMATE = Exercise(
     id="14.5",
     answer=check_kl_estimate,
-    why="Sign, order and sampling law of a KL were wrong in three well-known libraries "
-    "for months; this is the test that none of them had.",
+    why="Sign and order of the KL were wrong in well-known libraries for months; this "
+    "is the test that would have told.",
     difficulty=4,
     importance=5,
     minutes=12,
@@ -1446,6 +1446,7 @@ PADDING = Exercise(
     difficulty=4,
     importance=4,
     minutes=14,
+    at_home=True,
     hints=(
         "A loss that you cannot compute by hand: which two calls of it must give the "
         "same number?",
