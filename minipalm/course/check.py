@@ -27,22 +27,34 @@ def check(candidate: Any) -> Any:
     Never raises: neither for a wrong answer nor for anything that it does.
     """
     frame = inspect.currentframe()
-    caller = frame.f_back.f_globals if frame and frame.f_back else {}
-    known = exercises()
-    names = [name for name, value in caller.items() if value is candidate]
-    names.append(getattr(candidate, "__name__", ""))
-    name = next((one for one in names if one in known), "")
-    if not name:
+    exercise = asked_for(candidate, frame.f_back.f_globals if frame.f_back else {})  # type: ignore[union-attr]
+    if exercise is None:
         print("check() knows the exercises by their names: keep the name of the stub")
         return candidate
-    exercise = known[name]
     if candidate is exercise.answer:  # an earlier check has put it there
         verdict = Verdict("todo", "run your cell again, then this one")
     else:
-        verdict = judge(exercise, candidate)
-    board[name] = verdict
+        try:
+            verdict = judge(exercise, candidate)
+        except BaseException as error:  # a result that cannot even be looked at
+            reason = f"what it gives cannot be compared ({type(error).__name__})"
+            verdict = Verdict("not yet", reason)
+    board.pop(exercise.name, None)  # the last one checked stands last
+    board[exercise.name] = verdict
     print(line(exercise, verdict))
     return candidate if verdict.status == "ok" else exercise.answer
+
+
+def asked_for(candidate: Any, names: dict[str, Any]) -> Exercise | None:
+    """The exercise whose name the candidate has in the notebook, or by itself."""
+    known = exercises()
+    for name, value in names.items():
+        if value is candidate and name in known:
+            return known[name]
+    try:
+        return known.get(candidate.__name__)
+    except Exception:  # it need not have a name, nor a sane way to be asked
+        return None
 
 
 def board_line(exercise: Exercise, verdict: Verdict | None) -> str:

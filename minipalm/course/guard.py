@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import ctypes
+import gc
 import io
 import math
 import random
@@ -24,6 +25,9 @@ LIBRARIES: dict[str, Any] = {
     "torch": torch,
     "torch.Tensor": torch.Tensor,
     "torch.nn": torch.nn,
+    "torch.nn.Module": torch.nn.Module,
+    "torch.nn.Linear": torch.nn.Linear,
+    "torch.nn.LayerNorm": torch.nn.LayerNorm,
     "torch.nn.functional": F,
     "einops": einops,
     "math": math,
@@ -33,7 +37,10 @@ LIBRARIES: dict[str, Any] = {
 ORIGINALS = {name: dict(vars(library)) for name, library in LIBRARIES.items()}
 
 
-OWN = {"input", "exit", "quit"}  # a notebook's kernel puts in its own, again and again
+OWN = {
+    *("input", "exit", "quit"),  # a notebook's kernel puts in its own, again and again
+    "Storage",  # follows the default type
+}
 
 T = TypeVar("T")
 TraceFunction = Callable[[FrameType, str, Any], Any]
@@ -133,26 +140,57 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     finally:
         done.set()
         watcher.join()
+        interrupt(ctypes.c_ulong(target), None)  # one that has come too late
+
+
+@contextlib.contextmanager
+def usual_state() -> Iterator[None]:
+    """float32 on the CPU with gradients inside, whatever a lesson has set; as before
+    after it."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None if device.type == "cpu" else device)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is printed, shown or warned about."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(contextlib.redirect_stdout(Silence()))
+        stack.enter_context(contextlib.redirect_stderr(Silence()))
+        if "ipykernel" in sys.modules:  # what display() shows goes another way
+            from IPython.utils.capture import capture_output
+
+            stack.enter_context(capture_output(stdout=False, stderr=False))
+        yield
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Nothing printed, and torch's switches and random states as before."""
+    """Silence, the usual state, and all switches and random states as before."""
     torch_state, state = torch.get_rng_state(), random.getstate()
-    default, depth = torch.get_default_dtype(), sys.getrecursionlimit()
+    depth, profiler = sys.getrecursionlimit(), sys.getprofile()
+    threads, collecting = torch.get_num_threads(), gc.isenabled()
+    anomaly = torch.is_anomaly_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(Silence()),
-        contextlib.redirect_stderr(Silence()),
-        torch.enable_grad(),
-    ):
-        warnings.simplefilter("ignore")
+    with silence(), usual_state():
         try:
             yield
         finally:
             torch.set_rng_state(torch_state)
             random.setstate(state)
-            torch.set_default_dtype(default)
             torch.use_deterministic_algorithms(deterministic)
+            torch.autograd.set_detect_anomaly(anomaly)
             sys.setrecursionlimit(depth)
+            sys.setprofile(profiler)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            (gc.enable if collecting else gc.disable)()

@@ -358,3 +358,162 @@ def test_a_mistake_is_named_whatever_words_a_refusal_has_or_without_any(said):
 
     for candidate in (refusing, unrefusing):
         assert "exponent is 2i/K" in said(candidate, name="rotations")[1]
+
+
+RECURSIVE = type("R", (), {"__getattr__": lambda self, name: getattr(self, name)})
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        lambda x, mask, shift_mean=True: torch.sparse_coo_tensor(size=x.shape),
+        lambda x, mask, shift_mean=True: torch.empty(x.shape, device="meta"),
+        lambda x, mask, shift_mean=True: 10**5000,
+        lambda x, mask, shift_mean=True: type("S", (str,), {"__repr__": lambda s: 1})(),
+        lambda x, mask, shift_mean=True: RECURSIVE(),
+    ],
+)
+def test_a_result_that_cannot_be_looked_at_is_not_yet(said, candidate):
+    assert "not yet" in said(candidate)[1]
+
+
+def test_a_type_that_torch_does_not_support_is_not_taken_for_a_stub(said):
+    def wrong_type(gate, up):
+        return F.silu(gate > 0) * up
+
+    _, line = said(wrong_type, name="swiglu")
+    assert "not yet: it raises NotImplementedError" in line
+
+
+def test_an_answer_that_remembers_what_it_has_seen_is_not_right(said):
+    known = {}
+
+    def remembering(positions, head_dim, base=10_000.0):
+        from minipalm.model.rope import rotations
+
+        key = positions.shape, head_dim, base
+        if key not in known:
+            known[key] = rotations(positions, head_dim, base)
+        return known[key]
+
+    assert "not yet" in said(remembering, name="rotations")[1]
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_the_default_type_and_device_do_not_matter(said, when):
+    def set_both():
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+
+    def candidate(x, mask, shift_mean=True):
+        if when == "inside":
+            set_both()
+        return right(x, mask, shift_mean)
+
+    judging.expected_of.cache_clear()
+    try:
+        if when == "before":
+            set_both()
+        _, line = said(candidate)
+        if when == "before":
+            assert line == f"{ID} whiten: ok\n"
+            assert torch.get_default_dtype() == torch.float64  # as the lesson had it
+        else:
+            assert torch.get_default_device().type == "cpu"
+            assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert said(right)[1] == f"{ID} whiten: ok\n"
+
+
+def test_switches_are_put_back(said):
+    import gc
+    import random
+
+    random.seed(1)
+    drawn, depth = random.getstate(), sys.getrecursionlimit()
+
+    def switching(x, mask, shift_mean=True):
+        gc.disable()
+        random.seed(2)
+        sys.setrecursionlimit(depth + 7)
+        torch.use_deterministic_algorithms(True)
+        torch.autograd.set_detect_anomaly(True)
+        return right(x, mask, shift_mean)
+
+    said(switching)
+    assert gc.isenabled() and sys.getrecursionlimit() == depth
+    assert random.getstate() == drawn
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_anomaly_enabled()
+
+
+def test_an_alarm_and_a_trace_of_somebody_else_go_on():
+    import signal
+
+    rang = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(True))
+    trace = sys.gettrace()
+    signal.setitimer(signal.ITIMER_REAL, 0.4)
+    try:
+        with pytest.raises(TimeUp):
+            within(0.1, lambda: endless(0, 0))
+        assert sys.gettrace() is trace
+        deadline = time.monotonic() + 2
+        while not rang and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert rang
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_whole_numbers_in_tensors_are_compared_exactly():
+    one = torch.tensor([100_000])
+    assert difference(one, one + 5, "") == "expected 100000 at [0], got 100005"
+    phase = torch.tensor([1 + 2j])
+    assert difference(phase, phase.conj(), "") != ""
+
+
+def test_numpys_numbers_count_as_numbers():
+    import numpy as np
+
+    assert difference(0.5, np.float64(0.5), "") == difference(3, np.int64(3), "") == ""
+
+
+def test_a_kind_of_the_error_that_is_asked_for_is_right(said):
+    class TooOdd(ValueError):
+        pass
+
+    def refusing(error):
+        def candidate(positions, head_dim, base=10_000.0):
+            if head_dim % 2:
+                raise error
+            from minipalm.model.rope import rotations
+
+            return rotations(positions, head_dim, base)
+
+        return said(candidate, name="rotations")[1]
+
+    assert refusing(TooOdd("odd")).endswith("rotations: ok\n")
+    line = refusing(AssertionError("odd"))
+    assert "it should raise ValueError, not AssertionError" in line
+
+
+def test_the_board_is_of_the_lesson_checked_last(said, capsys, monkeypatch):
+    monkeypatch.setattr(front, "board", {})
+    said(right)
+    said(lambda gate, up: 0, name="swiglu")
+    said(right)
+    front.progress()
+    assert f"● {ID}" in capsys.readouterr().out
+
+
+def test_the_line_of_a_decorated_answer_is_its_own(said):
+    @torch.no_grad()
+    def broken(x, mask, shift_mean=True):
+        return x.nope
+
+    line = broken.__wrapped__.__code__.co_firstlineno + 2
+    assert f"in line {line} of the cell" in said(broken)[1]
