@@ -19,22 +19,41 @@ def borrow(out: str, stages: tuple[str, ...], scale: str) -> None:
         if scale_of(Path(out, stage)) is not None:
             print(f"{stage}: from {out}")
         elif scale_of(LENDER / stage) == scale:
-            shutil.copytree(LENDER / stage, Path(out, stage), dirs_exist_ok=True)
+            # without stage.json: the copy is the learner's, and may be trained anew
+            shutil.copytree(
+                LENDER / stage,
+                Path(out, stage),
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("stage.json"),
+            )
             print(f"{stage}: copied from {LENDER}")
 
 
 def start_afresh(out: str, stage: str, scale: str) -> None:
     """Train this stage anew in {out}/{stage}, from the stages before it (see `borrow`).
 
-    What `./course run` has made in runs/toy stays as it is.
+    What `./course run` has made stays as it is: in runs/toy, and wherever its
+    stage.json says so, which is printed.
     """
     folder = Path(out, stage)
-    for old in folder.iterdir() if Path(out) != LENDER and folder.is_dir() else ():
-        if old.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.suffix != ".ipynb":  # a batch run is writing its notebook there
-            old.unlink()
+    if made_by_run(folder):
+        if Path(out) != LENDER:
+            print(
+                f"{folder} was made by ./course run, so nothing in it is trained anew: "
+                'to train elsewhere, change `out` above, for example to "runs/again"'
+            )
+    elif Path(out) != LENDER and folder.is_dir():
+        for old in folder.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            elif old.suffix != ".ipynb":  # a batch run is writing its notebook there
+                old.unlink()
     borrow(out, STAGES[: STAGES.index(stage)], scale)
+
+
+def made_by_run(stage: Path) -> bool:
+    """Whether the folder is one that `./course run` keeps its record in."""
+    return (stage / "stage.json").is_file()
 
 
 def scale_of(stage: Path) -> str | None:

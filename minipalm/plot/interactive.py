@@ -1,9 +1,10 @@
 """Figures that a learner moves: sliders where a kernel runs, a picture where none does.
 
-    interactive(lambda lam: credit(values, lam), lam=(0.0, 1.0, 0.05))
+interactive(lambda lam: credit(values, lam), lam=(0.0, 1.0, 0.05))
 """
 
 import base64
+import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,34 +23,47 @@ class Interactive:
     Attributes:
         controls: the sliders and lists, by the names of draw's arguments.
         view: what is shown now.
+        error: one line in place of the view where draw has raised; empty if not.
     """
 
     def __init__(self, draw: Callable[..., Figure | str], controls: dict[str, Control]):
         self.draw = draw
         self.controls = {name: widget(name, one) for name, one in controls.items()}
-        self.first = self.drawn()
+        self.first, self.first_values = self.drawn(), self.values()
         if isinstance(self.first, str):
             self.view = ipywidgets.HTML(self.first)
         else:
             width = f"{round(100 * WIDTH)}px"
             self.view = ipywidgets.Image(value=self.first.png(), format="png")
             self.view.layout.width = width
+        self.error = ipywidgets.HTML("")
         for control in self.controls.values():
             control.observe(self.redraw, names="value")
         self.box = ipywidgets.VBox([*self.controls.values(), self.view])
 
+    def values(self) -> dict[str, Any]:
+        return {name: one.value for name, one in self.controls.items()}
+
     def drawn(self) -> Figure | str:
-        return self.draw(**{name: one.value for name, one in self.controls.items()})
+        return self.draw(**self.values())
 
     def redraw(self, _: object = None) -> None:
-        new = self.drawn()
-        self.view.value = new if isinstance(new, str) else new.png()
+        """Show what belongs to the controls as they are, if only why there is none."""
+        try:
+            new = self.drawn()
+            self.view.value = new if isinstance(new, str) else new.png()
+            shown = self.view
+        except Exception as error:  # Jupyter would hide it, and leave the old picture
+            said = html.escape(f"{type(error).__name__}: {error}".splitlines()[0])
+            self.error.value = f"<pre>no picture for these values: {said}</pre>"
+            shown = self.error
+        self.box.children = (*self.controls.values(), shown)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The widget for JupyterLab; a picture, or text, for every other reader."""
         bundle = dict(self.box._repr_mimebundle_())
         bundle["text/plain"] = ", ".join(
-            f"{name} = {one.value}" for name, one in self.controls.items()
+            f"{name} = {value}" for name, value in self.first_values.items()
         )
         if isinstance(self.first, str):
             bundle["text/html"] = self.first
