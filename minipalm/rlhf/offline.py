@@ -66,6 +66,12 @@ def effective_sample_size(weights: Float[Tensor, "B"]) -> float:
     From 1, one answer has all the weight, to B. It looks at the weights only: a limit
     makes it larger, and the bias with it.
 
+    Args:
+        weights: 0 or more, of any size that float32 has: their squares leave it.
+
+    Returns:
+        a Python number; 0 if all weights are 0.
+
     Example: weights (1, 1, 1, 1): 4; (2, 0, 0, 0): 1; (3, 1): 1.6.
     """
     total = weights.double().sum()
