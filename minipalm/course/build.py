@@ -147,8 +147,8 @@ def build(
     Raises ValueError, naming lesson and cell, for a definition that cannot be found.
     """
     notebook = jupytext.read(lesson, fmt="py:percent")
-    old = nbformat.read(before, 4).cells if before and before.exists() else []
-    kept = {cell.id: cell for cell in old if cell.cell_type == "code"}
+    old = nbformat.read(before, 4) if before and before.exists() else None
+    kept = {one.id: one for one in old.cells if one.cell_type == "code"} if old else {}
     known = exercises() if known is None else known
     cells: list[Keyed] = []
     for number, cell in enumerate(notebook.cells, start=1):
@@ -172,7 +172,9 @@ def build(
         same = kept.get(cell.id)
         if not student and same and same.source == cell.source:
             cell.outputs, cell.execution_count = same.outputs, same.execution_count
-    notebook.cells, notebook.metadata = [cell for _, cell in cells], METADATA
+    notebook.cells, notebook.metadata = [cell for _, cell in cells], dict(METADATA)
+    if old and not student and "minipalm" in old.metadata:  # of its last run
+        notebook.metadata["minipalm"] = old.metadata["minipalm"]
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook = nbformat.from_dict(notebook)
     nbformat.validate(notebook)
@@ -226,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
         help="run them, or the named ones, and keep what they show",
     )
     args = parser.parse_args(argv)
+    if args.check and args.run is not None:
+        parser.error("--check changes nothing, and --run does: give one of them")
     folders = {"solutions": False, "notebooks": True}  # whether for a student
     try:
         built = {
@@ -256,6 +260,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             write_text(path, text)
             print(f"wrote {path}")
+    for name in built["solutions"]:
+        path = ROOT / "solutions" / name
+        if path.exists() and outputs.outdated(nbformat.read(path, 4)):
+            print(f"{name} shows outputs of older definitions: run it again (--run)")
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else status

@@ -1,5 +1,7 @@
 """Run the solutions, and keep in them what their cells print and draw."""
 
+import ast
+import hashlib
 import json
 import os
 import shutil
@@ -38,12 +40,45 @@ def storable(cell: NotebookNode) -> tuple[list[NotebookNode], list[str]]:
     return keep, large
 
 
+def without_docstrings(source: str) -> str:
+    lines = source.splitlines()
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
+            first = node.body[0]
+            for number in range(first.lineno - 1, first.end_lineno or first.lineno):
+                lines[number] = ""
+    return "\n".join(line for line in lines if line.strip())
+
+
+def definitions(notebook: NotebookNode) -> str:
+    """A hash of the code that a solution takes from the package, but for docstrings."""
+    code = [
+        without_docstrings(cell.source)
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "symbols" in cell.metadata
+    ]
+    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()[:16]
+
+
+def outdated(notebook: NotebookNode) -> bool:
+    """Whether a solution shows outputs of definitions that have changed since.
+
+    A cell's outputs are kept as long as its own code stays the same. False where the
+    run has not noted its definitions (see `store`).
+    """
+    noted = notebook.metadata.get("minipalm", {}).get("definitions")
+    return noted is not None and noted != definitions(notebook)
+
+
 def store(executed: Path, solution: Path) -> list[str]:
     """Copy the outputs of an executed notebook into its solution, cell by cell.
 
-    Returns a line for each output that was too large to keep.
+    Notes what definitions it has run with (see `outdated`). Returns a line for each
+    output that was too large to keep.
     """
-    ran = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
+    done = nbformat.read(executed, 4)
+    ran = {cell.id: cell for cell in done.cells}
     notebook, lines, count = nbformat.read(solution, 4), [], 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -51,6 +86,7 @@ def store(executed: Path, solution: Path) -> list[str]:
             cell.outputs, large = storable(ran[cell.id])
             cell.execution_count = count  # papermill counted its own cell, too
             lines += [f"{solution.name}, code cell [{count}]: {each}" for each in large]
+    notebook.metadata["minipalm"] = {"definitions": definitions(done)}
     text = nbformat.writes(notebook) + "\n"
     solution.write_text(text, "utf-8", newline="\n")
     return lines
