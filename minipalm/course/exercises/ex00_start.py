@@ -23,6 +23,7 @@ def masked_mean_cases(seed: int) -> list[Case]:
     broken = numbers(2, 3).detach()
     broken[0, 2], broken[1, 1] = float("inf"), float("nan")
     sound = torch.tensor([[True, True, False], [True, False, True]])
+    turned = numbers(5, 3).detach().mT
     return [
         Case("the example of the docstring", *known),
         Case("rows of unequal lengths", numbers(3, 5), ragged),
@@ -33,6 +34,7 @@ def masked_mean_cases(seed: int) -> list[Case]:
         Case("all places count", numbers(4, 2), torch.ones(4, 2, dtype=torch.bool)),
         Case("no place counts", numbers(2, 3), torch.zeros(2, 3, dtype=torch.bool)),
         Case("no number at a place that does not count", broken, sound),
+        Case("axes turned, so not in one piece", turned.requires_grad_(True), ragged),
     ]
 
 

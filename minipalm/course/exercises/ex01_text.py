@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipalm.course.exercise import Case, Exercise, Trap, Twin
+from minipalm.course.exercise import Candidate, Case, Exercise, Trap, Twin
 from minipalm.data.batches import pad_left, text_stream
 from minipalm.data.bpe import (
     CHUNK,
@@ -41,6 +41,8 @@ def merge_cases(seed: int) -> list[Case]:
     def some(length: int) -> list[int]:
         return [3 + int(3 * rng.random()) for _ in range(length)]
 
+    # Python keeps one object of each small number, and a new one of each large: `is`.
+    large = [int(one) for one in "50000 50001 7 50001 50000 50000 50001".split()]
     return [
         Case("the example of the docstring", [5, 5, 5, 6], (5, 5), 9),
         Case("the pair twice, and at the end", [5, 6, 7, 5, 6], (5, 6), 9),
@@ -54,6 +56,9 @@ def merge_cases(seed: int) -> list[Case]:
         Case("many equal ids", some(40), (3, 3), 259),
         Case(
             "ids as they come from bytes", [*byte_ids("the other"), 119], (119, 107), 7
+        ),
+        Case(
+            "large ids, each a number of its own", large, (int("50000"), 50001), 50002
         ),
     ]
 
@@ -70,6 +75,16 @@ def merge_oracle(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
         else:
             result.append(ids[place])
     return result
+
+
+def run_merge(
+    candidate: Candidate, ids: Sequence[int], pair: Pair, new_id: int
+) -> list[int]:
+    """A call; the list that was handed in is no new one, even if nothing is merged."""
+    merged = candidate(ids, pair, new_id)
+    if merged is ids:
+        raise AssertionError("the list that was handed in comes back: make a new one")
+    return merged
 
 
 def merge_by_cuts(ids, pair, new_id):
@@ -141,6 +156,7 @@ MERGE = Exercise(
     ),
     bonus="`learn_merges` calls this for every chunk after every merge. How would a "
     "linked list of ids save most of the copying?",
+    run=run_merge,
     cases=merge_cases,
     oracle=merge_oracle,
     traps=(
@@ -181,6 +197,21 @@ MERGE = Exercise(
             merge_in_place,
         ),
         Trap(
+            "Where nothing is merged, the list that was handed in comes back. Give a "
+            "new one always: who changes the result must not change the ids.",
+            lambda ids, pair, new_id: (
+                merge(ids, pair, new_id) if pair in pairwise(ids) else ids
+            ),
+        ),
+        Trap(
+            "`is` asks for the same object; of equal numbers it holds only where they "
+            "are small. Compare ids by ==.",
+            (
+                "tuple(ids[at : at + 2]) == pair",
+                "len(ids) > at + 1 and ids[at] is pair[0] and ids[at + 1] is pair[1]",
+            ),
+        ),
+        Trap(
             "Digits are searched in place of ids: 3 is found inside 13. Compare whole "
             "numbers.",
             merge_digits,
@@ -209,10 +240,18 @@ def learn_cases(seed: int) -> list[Case]:
         Case("no texts", [], 5),
         Case("few letters", letters, 12),
         Case("tales", tales(rng, 4), 25),
+        Case("texts that come once", ["ab ab", "abc cd cd"], 3, once=True),
     ]
 
 
-def learn_oracle(texts: Iterable[str], number: int) -> list[Pair]:
+def run_learn(
+    candidate: Candidate, texts: list[str], number: int, once: bool = False
+) -> list[Pair]:
+    """A call. once: the texts are an iterator, as lines of a file are."""
+    return candidate(iter(texts) if once else texts, number)
+
+
+def learn_oracle(texts: Iterable[str], number: int, once: bool = False) -> list[Pair]:
     """As the paper states it: count everything again each time."""
     chunks = [byte_ids(chunk) for text in texts for chunk in CHUNK.findall(text)]
     merges: list[Pair] = []
@@ -320,6 +359,7 @@ LEARN_MERGES = Exercise(
     ),
     bonus="Learn 400 merges from all 10,000 tales with your loop, then with the "
     "packaged one. What does the packaged one not count again?",
+    run=run_learn,
     cases=learn_cases,
     oracle=learn_oracle,
     traps=(
@@ -382,6 +422,11 @@ LEARN_MERGES = Exercise(
             "One merge too many: `number` says how many there are at most.",
             lambda texts, number: learn_plainly(texts, number + 1),
         ),
+        Trap(
+            "`texts` is walked more than once. It may be an iterator, which gives each "
+            "text once: walk once, and keep the chunks.",
+            lambda texts, number: learn_plainly(texts, number) if list(texts) else [],
+        ),
     ),
     twins=(Twin(learn_plainly), Twin(learn_without_counter)),
 )
@@ -415,6 +460,7 @@ def encode_cases(seed: int) -> list[Case]:
         Case("one letter", "a", learned),
         Case("an unknown word", " zeppelin", learned),
         *(Case(f"the word {word}", f" {word}", learned) for word in words),
+        Case("ranks in another order", "abcd", dict(reversed(right_first.items()))),
     ]
 
 
@@ -476,6 +522,14 @@ def encode_until_missing(chunk, rank):
     return ids
 
 
+def encode_in_the_order_of_the_mapping(chunk, rank):
+    """Wrong: the first in the mapping need not be the one of rank 0."""
+    ids = byte_ids(chunk)
+    for pair in rank:
+        ids = merge(ids, pair, FIRST_MERGE_ID + rank[pair])
+    return ids
+
+
 ENCODE_CHUNK = Exercise(
     id="1.3",
     answer=encode_chunk,
@@ -530,6 +584,16 @@ ENCODE_CHUNK = Exercise(
             "The new ids are too small: 3 special tokens and 256 bytes stand before "
             "them, so rank k makes 259 + k.",
             ("FIRST_MERGE_ID + rank[first]", "256 + rank[first]"),
+        ),
+        Trap(
+            "A merge's number is taken to be its place in the mapping. A mapping may "
+            "be in any order: the rank is the value, rank[pair].",
+            lambda chunk, rank: encode_chunk(chunk, ranks(*rank)),
+        ),
+        Trap(
+            "The merges are tried in the order of the mapping, which may be any. Go by "
+            "rank, the smallest first.",
+            encode_in_the_order_of_the_mapping,
         ),
     ),
     twins=(Twin(encode_in_one_walk), Twin(encode_one_place_at_a_time)),

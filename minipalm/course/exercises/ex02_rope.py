@@ -34,6 +34,7 @@ def rotations_cases(seed: int) -> list[Case]:
         return torch.randint(2, most, (B, T), generator=draw)
 
     packed = torch.tensor([[0, 1, 2, 0, 1], [0, 0, 0, 1, 2]])
+    now = torch.tensor([[3, 9, 1, 40, 7], [-2, 30, 5, -11, 8]])
     return [
         Case("the example of the docstring", torch.tensor([[2]]), 4, 100.0),
         Case("positions in any order", places(2, 5), 8),
@@ -42,6 +43,8 @@ def rotations_cases(seed: int) -> list[Case]:
         Case("far into a long text", places(1, 7, 900) + 100, 6),
         Case("one pair", places(2, 3), 2),
         Case("an odd head width", places(2, 3), 5),
+        Case("other positions, some of them negative", now, 8),
+        Case("the same positions, another base", now.clone(), 8, 70.0),
     ]
 
 
@@ -423,6 +426,7 @@ def wavelengths_cases(seed: int) -> list[Case]:
         Case("the usual base", 16),
         Case("another base", 10, base=base),
         Case("one pair", 2),
+        Case("a base near 1", 8, 1.2),
         Case("an odd head width", 5),
     ]
 

@@ -34,6 +34,7 @@ def mask_cases(seed: int) -> list[Case]:
         Case("padding on both sides of packed texts", both, both.clone()),
         Case("the last 3 of 8 tokens", *packed(2, 8, 3)),
         Case("one new token", padded[:, 5:].clone(), padded),
+        Case("other texts of the same lengths", *packed(3, 7, 7)),
     ]
 
 
@@ -167,6 +168,11 @@ def attention_cases(seed: int) -> list[Case]:
         made = [1.5 * torch.randn(size, generator=draw) for size in sizes]
         return [one.requires_grad_(True) for one in made]
 
+    def cut(B: int, H: int, G: int, T: int, K: int) -> list[Tensor]:
+        """Heads as a network has them: columns of (B, T, H·K), not in one piece."""
+        made = [torch.randn(B, T, N, K, generator=draw) for N in (H, G, G)]
+        return [one.transpose(1, 2).requires_grad_(True) for one in made]
+
     def some(B: int, T: int, S: int) -> Tensor:
         """Random, never later than the query, and every query sees itself."""
         mask = torch.rand(B, T, S, generator=draw) < 0.5
@@ -176,6 +182,11 @@ def attention_cases(seed: int) -> list[Case]:
     q, k, v = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)
     q[..., 0], k[:, :, 0, 0], v[:, :, 0] = 2.0, 1.0, 1.0
     full, alone = torch.ones(2, 1, 7).bool(), torch.eye(3).bool()[None]
+    # Scores are 200,000 plus 0 to 3, with a sign: exact in float32. exp of it is not.
+    queries, keys = torch.zeros(2, 2, 4, 16), torch.zeros(2, 1, 4, 16)
+    queries[..., 0], keys[..., 0] = 4.0, 200_000.0 + torch.tensor([1.0, 0.0, 3.0, 2.0])
+    values = torch.eye(4, 16).expand(2, 1, 4, 16)
+    high, low = (queries, keys, values), (-queries, keys, values)
     return [
         Case("the example of the docstring", q, k, v, torch.ones(1, 1, 2).bool()),
         Case("two groups, a mask", *heads(2, 4, 2, 5, 5, 6), some(2, 5, 5)),
@@ -184,6 +195,11 @@ def attention_cases(seed: int) -> list[Case]:
         Case("the last 3 of 6 tokens, no mask", *heads(1, 4, 2, 3, 6, 5)),
         Case("one new token that sees all", *heads(2, 6, 2, 1, 7, 3), full),
         Case("each sees itself only", *heads(1, 2, 1, 3, 3, 8), alone),
+        Case("heads cut out of rows", *cut(2, 4, 2, 3, 5), some(2, 3, 3)),
+        Case("heads cut out of rows, no mask", *cut(1, 2, 2, 4, 3)),
+        Case("large scores", *high, some(2, 4, 4)),
+        Case("scores far below 0", *low, some(2, 4, 4)),
+        Case("scores far below 0, no mask", *low),
     ]
 
 
@@ -309,6 +325,20 @@ ATTENTION = Exercise(
             "The weights do not sum to 1: exp alone is not a softmax, it is divided by "
             "the sum over the keys that may be seen.",
             (MASKED, "scores.exp() * mask[:, None]"),
+        ),
+        Trap(
+            "exp of a score above 88 is ∞ in float32, and ∞/∞ NaN. Take the largest "
+            "score off all of them first, as torch.softmax does.",
+            (
+                MASKED,
+                "scores.masked_fill(~mask[:, None], -torch.inf).exp()\n"
+                "    weights = weights / weights.sum(-1, keepdim=True)",
+            ),
+        ),
+        Trap(
+            "−10,000 is not −∞: where all that a query may see has a lower score, what "
+            "is forbidden gets the weight. Use -torch.inf.",
+            ("-torch.inf", "-1e4"),
         ),
         Trap(
             "There are more query heads than key/value heads: give each query head "

@@ -34,6 +34,8 @@ def logprob_cases(seed: int) -> list[Case]:
 
     known = torch.tensor([[0.0, math.log(3)]] * 2), torch.tensor([0, 1])
     rough, ids = batch(3, 4)
+    columns, rows = batch(3, 5)
+    turned = columns.detach().transpose(0, 1)
     return [
         Case("the example of the docstring", *known),
         Case("a batch of answers", *batch(3, 5)),
@@ -41,6 +43,7 @@ def logprob_cases(seed: int) -> list[Case]:
         Case("three axes", *batch(2, 3, 4)),
         Case("bfloat16", (rough.detach() + 9.0).to(BFLOAT), ids),
         Case("very unlikely tokens", *batch(2, 6, spread=120.0)),
+        Case("axes turned, so not in one piece", turned.requires_grad_(True), rows.mT),
     ]
 
 
@@ -144,6 +147,7 @@ LOGPROBS = Exercise(
 def entropy_cases(seed: int) -> list[Case]:
     draw = torch.Generator().manual_seed(seed)
     logits = 2.0 * torch.randn(3, 4, 6, generator=draw)
+    turned = torch.randn(6, 4, 3, generator=draw).transpose(0, 2)
     return [
         Case("the example of the docstring", torch.tensor([[0.0, math.log(3)]])),
         Case("equal logits", torch.full((2, 4), 1.7)),
@@ -151,6 +155,7 @@ def entropy_cases(seed: int) -> list[Case]:
         Case("one axis", torch.randn(5, 7, generator=draw).requires_grad_(True)),
         Case("bfloat16", (logits + 9.0).to(BFLOAT)),
         Case("nearly certain", (150.0 * logits).requires_grad_(True)),
+        Case("axes turned, so not in one piece", turned.requires_grad_(True)),
     ]
 
 
@@ -558,6 +563,7 @@ def k3_cases(seed: int) -> list[Case]:
 
     half, quarter = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
     near = torch.linspace(2e-3, 4e-3, 5)
+    far, near_by = torch.tensor([[-30.0], [-45.0]]), torch.tensor([[-0.5], [-0.7]])
     return [
         Case("the example of the docstring", half, quarter),
         Case("the other way round", quarter, half),
@@ -565,6 +571,10 @@ def k3_cases(seed: int) -> list[Case]:
         Case("one axis", *two(7)),
         Case("the same law", half, half),
         Case("nearly the same law, in units of 1e-6", near, -near, unit=1e-6),
+        Case(
+            "much less likely than in the reference", far.requires_grad_(True), near_by
+        ),
+        Case("much likelier than in the reference", near_by, far.detach()),
     ]
 
 
@@ -646,6 +656,14 @@ K3 = Exercise(
             "The absolute value of k1: never negative, but far too large, for what "
             "cancels on average no longer does.",
             ("log_ratio.expm1() - log_ratio", "log_ratio.abs()"),
+        ),
+        Trap(
+            "log r is clamped. Some libraries do that to keep r small, but what is "
+            "clamped has no gradient, just where the policy is farthest off.",
+            (
+                "ref_logprobs - logprobs",
+                "(ref_logprobs - logprobs).clamp(-20.0, 20.0)",
+            ),
         ),
     ),
     twins=(
@@ -794,6 +812,7 @@ def shape_cases(seed: int) -> list[Case]:
         Case("full rows", *batch([3, 3], 3), kl_coef=0.7),
         Case("β = 0", *batch([2, 4, 1], 4), 0.0),
         Case("one token each", *batch([1, 1, 1], 2), 1.5),
+        Case("other answers, as many and as long", *batch([2, 6, 1, 4], 6), 0.3),
     ]
 
 

@@ -48,6 +48,14 @@ def policy_cases(seed: int) -> list[Case]:
             one.requires_grad_(True)
         return [new, old, advantages, mask]
 
+    def unknown(lengths: list[int], width: int) -> list[Tensor]:
+        """NaN in the padding of all three, as where nothing was ever computed."""
+        *numbers, mask = batch(lengths, width)
+        blank = [torch.where(mask, one.detach(), torch.nan) for one in numbers]
+        return [*blank, mask]
+
+    far = torch.tensor([[-0.1, -0.3, -0.2]]).requires_grad_(True)
+    before, blame = torch.tensor([[-26.0, -0.4, -0.1]]), torch.tensor([[-0.5, 1, 2]])
     full = KNOWN_RATIOS > 0
     example = KNOWN_RATIOS.log().requires_grad_(True), 0 * KNOWN_RATIOS
     return [
@@ -58,6 +66,8 @@ def policy_cases(seed: int) -> list[Case]:
         Case("before the first step", *batch([3, 5], 5, 0.0)),
         Case("a part of a larger minibatch", *batch([2, 4], 5), total=17),
         Case("no token at all", *batch([0, 0], 3)),
+        Case("NaN in the padding", *unknown([3, 1, 4], 5)),
+        Case("blamed, and far likelier than before", far, before, blame, blame != 0),
     ]
 
 
@@ -70,7 +80,7 @@ def policy_oracle(
     total: int | None = None,
 ) -> Tensor:
     """Token by token: what it asks for, and whether it has had enough of it."""
-    loss, count = 0.0 * logprobs.sum(), 0
+    loss, count = 0.0 * logprobs[mask].sum(), 0
     for b in range(len(mask)):
         for t in range(mask.shape[1]):
             if not mask[b, t]:
@@ -95,7 +105,7 @@ def policy_loss_by_sign(logprobs, old_logprobs, advantages, mask, clip=0.2, tota
     advantages = advantages.detach()
     gain = torch.where(advantages > 0, good, bad) * advantages
     count = mask.sum().clamp(min=1) if total is None else total
-    return -(gain * mask).sum() / count
+    return -gain.masked_fill(~mask, 0.0).sum() / count
 
 
 def policy_loss_as_maximum(new, old, advantages, mask, clip=0.2, total=None):
@@ -208,7 +218,8 @@ POLICY_LOSS = Exercise(
             "weighs more. All tokens weigh the same here.",
             (
                 "masked_mean(losses, mask, total)",
-                "((losses * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()"
+                "(losses.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1))"
+                ".mean()"
                 " if total is None else masked_mean(losses, mask, total)",
             ),
         ),
@@ -216,6 +227,23 @@ POLICY_LOSS = Exercise(
             "`total` is not used: in a part of a minibatch, divide by the token count "
             "of the whole one.",
             ("masked_mean(losses, mask, total)", "masked_mean(losses, mask)"),
+        ),
+        Trap(
+            "losses * mask lets the padding in where it is NaN or infinite: 0 · NaN is "
+            "NaN. Choose places, as `masked_mean` does.",
+            (
+                "masked_mean(losses, mask, total)",
+                "masked_mean(losses * mask, torch.ones_like(mask), "
+                "mask.sum().clamp(min=1) if total is None else total)",
+            ),
+        ),
+        Trap(
+            "The log of the ratio is clamped. Some libraries do that, but a blamed "
+            "token that has become far likelier then gets no gradient to come back.",
+            (
+                "(logprobs - old_logprobs.detach())",
+                "(logprobs - old_logprobs.detach()).clamp(-20.0, 20.0)",
+            ),
         ),
         Trap(
             "ε is fixed at 0.2, whatever `clip` says.",
@@ -271,6 +299,12 @@ def value_cases(seed: int) -> list[Case]:
             one.requires_grad_(True)
         return [new, old, returns, mask]
 
+    def unknown(lengths: list[int], width: int) -> list[Tensor]:
+        """NaN in the padding of all three, as where nothing was ever computed."""
+        *numbers, mask = batch(lengths, width)
+        blank = [torch.where(mask, one.detach(), torch.nan) for one in numbers]
+        return [*blank, mask]
+
     one = torch.ones(1, 1)
     known = one.clone().requires_grad_(True), 0.5 * one, 1.2 * one, one > 0
     return [
@@ -281,6 +315,7 @@ def value_cases(seed: int) -> list[Case]:
         Case("before the first step", *batch([3, 5], 5, 0.0)),
         Case("a part of a larger minibatch", *batch([2, 4], 5), total=17),
         Case("no token at all", *batch([0, 0], 3)),
+        Case("NaN in the padding", *unknown([3, 1, 4], 5)),
     ]
 
 
@@ -293,7 +328,7 @@ def value_oracle(
     total: int | None = None,
 ) -> Tensor:
     """Token by token."""
-    loss, count = 0.0 * values.sum(), 0
+    loss, count = 0.0 * values[mask].sum(), 0
     for b in range(len(mask)):
         for t in range(mask.shape[1]):
             if not mask[b, t]:
@@ -315,7 +350,7 @@ def value_loss_by_where(values, old_values, returns, mask, clip=0.2, total=None)
     far_off, near_off = values - target, near - target
     worse = torch.where(far_off.abs() >= near_off.abs(), far_off, near_off)
     count = mask.sum().clamp(min=1) if total is None else total
-    return 0.5 * (worse**2 * mask).sum() / count
+    return 0.5 * torch.where(mask, worse**2, 0.0).sum() / count
 
 
 def value_loss_by_mse(values, old_values, returns, mask, clip=0.2, total=None):
@@ -423,6 +458,15 @@ VALUE_LOSS = Exercise(
             "`total` is not used: in a part of a minibatch, divide by the token count "
             "of the whole one.",
             ("masked_mean(errors / 2, mask, total)", "masked_mean(errors / 2, mask)"),
+        ),
+        Trap(
+            "errors * mask lets the padding in where it is NaN or infinite: 0 · NaN is "
+            "NaN. Choose places, as `masked_mean` does.",
+            (
+                "masked_mean(errors / 2, mask, total)",
+                "masked_mean(errors / 2 * mask, torch.ones_like(mask), "
+                "mask.sum().clamp(min=1) if total is None else total)",
+            ),
         ),
         Trap(
             "ε is fixed at 0.2, whatever `clip` says.",
@@ -871,10 +915,15 @@ def run_minibatches(
         value_lr=0.1,
     )
 
+    left_alone: list[bool] = []
+
     def draw(state: int, ambient: int = 0) -> list[Rollout]:
         torch.manual_seed(ambient)
+        before = torch.get_rng_state()
         generator = torch.Generator().manual_seed(state)
-        return list(candidate(numbered(n), config, generator))
+        parts = list(candidate(numbered(n), config, generator))
+        left_alone.append(torch.equal(torch.get_rng_state(), before))
+        return parts
 
     parts = draw(seed)
     flat = [int(one) for part in parts for one in part.scores]
@@ -894,6 +943,7 @@ def run_minibatches(
         == [p.scores.tolist() for p in parts],
         "another generator, other orders": [p.scores.tolist() for p in other]
         != [p.scores.tolist() for p in parts],
+        "torch's own random state is left alone": all(left_alone),
     }
 
 
@@ -906,6 +956,7 @@ def minibatches_oracle(n: int, size: int, epochs: int, seed: int) -> dict[str, o
         "whole answers": True,
         "the same generator, the same orders": True,
         "another generator, other orders": True,
+        "torch's own random state is left alone": True,
     }
 
 
@@ -995,6 +1046,16 @@ MINIBATCHES = Exercise(
             (
                 "torch.randperm(len(rollout), generator=generator)",
                 "torch.randperm(len(rollout))",
+            ),
+        ),
+        Trap(
+            "torch.manual_seed sets the global random state, and all that is drawn "
+            "elsewhere changes with it. Hand `generator` to randperm.",
+            (
+                "        order = torch.randperm(len(rollout), generator=generator)\n",
+                "        seed = torch.randint(1 << 30, (1,), generator=generator)\n"
+                "        torch.manual_seed(int(seed))\n"
+                "        order = torch.randperm(len(rollout))\n",
             ),
         ),
         Trap(
