@@ -198,3 +198,26 @@ def test_the_continuous_integration_runs_the_same_command():
     script = ROOT / ".ci" / "run"
     assert 'exec "$python" course test' in script.read_text()
     assert os.access(script, os.X_OK) and os.access(ROOT / "course", os.X_OK)
+
+
+def test_the_continuous_integration_skips_nothing(course):
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    said = next(n for n, line in enumerate(lines) if line.startswith("export CI=1"))
+    assert said < next(n for n, line in enumerate(lines) if "course test" in line)
+    assert course.EXTRAS == ("course,ui,eval" if os.environ.get("CI") else "course")
+
+
+def test_without_a_browser_the_continuous_integration_is_red():
+    """The browser tests, where playwright is and Chromium is not."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    env = {**os.environ, "PATH": "/nowhere", "PYTHONPATH": str(ROOT)}
+    path = ROOT / "tests" / "ui" / "test_browser.py"
+    for ci, status in (("1", 2), ("", 5)):  # an error; nothing collected
+        done = subprocess.run(
+            [*command, str(path)],
+            cwd=ROOT,
+            env={**env, "CI": ci},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stdout
