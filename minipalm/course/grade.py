@@ -1,6 +1,6 @@
 """Grade a folder of learners' notebooks.
 
-    python -m minipalm.course.grade FOLDER [--out FOLDER/grades]
+    ./course grade FOLDER [--out FOLDER/grades]
 
 Each notebook's exercise cells are put into a fresh notebook and judged in a process of
 their own, which can compute and no more (see `sandbox`): a notebook that loops, forks,
@@ -17,25 +17,25 @@ guards is your machine, and honest grades for honest work.
 
 import argparse
 import csv
+import hashlib
 import os
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from minipalm.course.apart import LIMITS, JudgingError, judge_submission
 from minipalm.course.exercise import exercises
 from minipalm.course.judge import Verdict
-from minipalm.course.submission import (
-    LIMITS,
-    SubmissionError,
-    read_submission,
-    verdicts,
-)
+from minipalm.course.submission import SubmissionError, read_submission
 from minipalm.data.files import write_text
 
-SKIPPED = {".ipynb_checkpoints", "grades"}  # folders that hold no submission
+NO_ONES = {".ipynb_checkpoints", "__MACOSX"}  # folders that programs make by themselves
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,16 @@ class Grade:
         lesson: "" if it could not be told.
         verdicts: by the ids of the lesson's exercises.
         note: why nothing was judged; "" if it was.
+        ours: whether that is the fault of the course or the machine, not of the file.
+        doors: what the learner's code could have done on this machine.
     """
 
     file: str
     lesson: str
     verdicts: dict[str, Verdict]
     note: str = ""
+    ours: bool = False
+    doors: tuple[str, ...] = ()
 
     @property
     def right(self) -> int:
@@ -61,22 +65,83 @@ class Grade:
 
 def grade(path: Path, folder: Path) -> Grade:
     """Judge one file; whatever it is, there is a grade."""
-    name = path.relative_to(folder).as_posix()
+    name, lesson = path.relative_to(folder).as_posix(), ""
     try:
         submission = read_submission(path)
-        return Grade(name, submission.lesson, verdicts(submission, LIMITS))
+        lesson = submission.lesson
+        judged = judge_submission(submission, LIMITS)
+        return Grade(name, lesson, judged.verdicts, doors=judged.doors)
     except SubmissionError as error:
-        return Grade(name, "", {}, str(error))
+        return Grade(name, lesson, {}, str(error))
+    except JudgingError as error:
+        return Grade(name, lesson, {}, str(error), ours=True)
     except Exception as error:  # a fault of ours shall not lose the others' grades
-        return Grade(
-            name, "", {}, f"grading it failed: {type(error).__name__}: {error}"
-        )
+        said = f"grading it failed: {type(error).__name__}: {error}"
+        return Grade(name, lesson, {}, said, ours=True)
 
 
-def submissions(folder: Path) -> list[Path]:
-    """The notebooks in a folder and its folders, sorted by name."""
-    found = folder.rglob("*.ipynb")
-    return sorted(p for p in found if not SKIPPED & {*p.relative_to(folder).parts[:-1]})
+def submissions(folder: Path, out: Path) -> tuple[list[Path], list[Path]]:
+    """The notebooks in a folder and its folders, and the files that are none; sorted.
+
+    What lies in `out` is never graded, but a notebook there is told among the others.
+    """
+    found: list[Path] = []
+    others: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [one for one in folders if not is_no_ones(one)]
+        inside = out != folder and Path(place).resolve().is_relative_to(out.resolve())
+        for path in (Path(place, one) for one in files if not is_no_ones(one)):
+            if path.suffix.lower() == ".ipynb":
+                (others if inside else found).append(path)
+            elif not inside and not path.name.startswith("."):
+                others.append(path)
+    return sorted(found), sorted(others)
+
+
+def is_no_ones(name: str) -> bool:
+    return name in NO_ONES or name.startswith("._")
+
+
+# --- texts --------------------------------------------------------------------------
+
+
+def plain(text: str) -> str:
+    """One line that every file takes; a file's name may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def say(text: str) -> None:
+    """Print, whatever the encoding; a closed terminal does not end the grading."""
+    encoding = sys.stdout.encoding or "utf-8"
+    with suppress(OSError):
+        print(plain(text).encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+
+
+def table_row(values: Iterable[Any]) -> list[Any]:
+    """What a spreadsheet shows as it is: text that would be a formula is quoted."""
+    return [
+        ("'" if value[:1] in tuple("=+-@") else "") + plain(value)
+        if isinstance(value, str)
+        else value
+        for value in values
+    ]
+
+
+def page_name(file: str) -> str:
+    """The name of a report without .md: short, ASCII, and another for each file.
+
+    a/b.ipynb -> a__b; where that cannot be undone, a hash of the path is added.
+    """
+    stem = file.removesuffix(".ipynb")
+    page = re.sub(r"[^A-Za-z0-9._-]", "_", stem.replace("/", "__"))[:80]
+    if page.replace("__", "/") == stem != file:
+        return page
+    path = file.encode("utf-8", "surrogatepass")
+    return f"{page}-{hashlib.sha256(path).hexdigest()[:8]}"
+
+
+# --- files --------------------------------------------------------------------------
 
 
 def write_grades(grades: Iterable[Grade], path: Path) -> None:
@@ -94,9 +159,8 @@ def write_grades(grades: Iterable[Grade], path: Path) -> None:
             statuses = [
                 one.verdicts[c].status if c in one.verdicts else "" for c in columns
             ]
-            rows.writerow(
-                [one.file, one.lesson, one.right, total, share, one.note, *statuses]
-            )
+            row = [one.file, one.lesson, one.right, total, share, one.note, *statuses]
+            rows.writerow(table_row(row))
 
 
 def write_misconceptions(grades: Iterable[Grade], path: Path) -> None:
@@ -115,14 +179,15 @@ def write_misconceptions(grades: Iterable[Grade], path: Path) -> None:
         rows = csv.writer(file)
         rows.writerow(["exercise", "name", "made by", "mistake", "files"])
         for (id_, sentence), files in ranked:
-            rows.writerow([id_, by_id[id_], len(files), sentence, " ".join(files)])
+            row = [id_, by_id[id_], len(files), sentence, " ".join(files)]
+            rows.writerow(table_row(row))
 
 
 def report(one: Grade) -> str:
     """What the learner reads."""
-    lines = [f"# {one.file}", ""]
+    lines = [f"# {plain(one.file)}", ""]
     if one.note:
-        return "\n".join([*lines, f"Nothing could be judged: {one.note}.", ""])
+        return "\n".join([*lines, f"Nothing could be judged: {plain(one.note)}.", ""])
     by_id = {each.id: each for each in exercises().values()}
     lines += [
         f"{one.right} of {len(one.verdicts)} exercises of {one.lesson} are right.",
@@ -130,18 +195,51 @@ def report(one: Grade) -> str:
     ]
     for id_, verdict in one.verdicts.items():
         exercise = by_id[id_]
-        lines.append(f"## {id_} {exercise.title}: {verdict.status}")
-        lines.append("")
+        lines += [f"## {id_} {exercise.title}: {verdict.status}", ""]
         if verdict.message:
-            lines += [verdict.message, ""]
+            lines += [plain(verdict.message), ""]
         if verdict.status != "ok":
             lines += [f"To go on: {exercise.hints[0]}", ""]
+    for door in one.doors:
+        lines += [f"On the machine that judged this, {plain(door)}.", ""]
     return "\n".join(lines)
+
+
+def deliver(one: Grade, reports: Path) -> bool:
+    """Print a grade and write its page; whether that could be done."""
+    try:
+        say(f"{one.file}: {one.note or f'{one.right} of {len(one.verdicts)}'}")
+        write_text(reports / f"{page_name(one.file)}.md", report(one))
+        return True
+    except Exception as error:  # the others' pages shall be written
+        say(f"{one.file}: its page is not written: {type(error).__name__}: {error}")
+        return False
+
+
+def grade_all(paths: list[Path], folder: Path, out: Path, jobs: int) -> int:
+    """Grade and write; what is done when it is interrupted is written, too.
+
+    Returns the exit status: 1 if something failed that is no learner's fault.
+    """
+    grades, delivered = [], True
+    pool = ThreadPoolExecutor(max(1, jobs))
+    try:
+        for one in pool.map(lambda path: grade(path, folder), paths):
+            grades.append(one)
+            delivered &= deliver(one, out / "reports")
+    finally:
+        pool.shutdown(cancel_futures=True)
+        write_grades(grades, out / "grades.csv")
+        write_misconceptions(grades, out / "misconceptions.csv")
+    for door in dict.fromkeys(door for one in grades for door in one.doors):
+        say(f"on this machine: {door}")
+    say(f"written: {out / 'grades.csv'}, {out / 'misconceptions.csv'}, reports/")
+    return int(not delivered or any(one.ours for one in grades))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m minipalm.course.grade", description="Grade learners' notebooks."
+        prog="./course grade", description="Grade learners' notebooks."
     )
     parser.add_argument("folder", type=Path, help="notebooks, in folders or not")
     parser.add_argument("--out", type=Path, help="default: FOLDER/grades")
@@ -152,24 +250,16 @@ def main(argv: list[str] | None = None) -> int:
     if not args.folder.is_dir():
         print(f"{args.folder} is not a folder", file=sys.stderr)
         return 2
-    paths = submissions(args.folder)
+    out = args.out or args.folder / "grades"
+    paths, others = submissions(args.folder, out)
+    if others:
+        names = [path.relative_to(args.folder).as_posix() for path in others]
+        say(f"not graded, as they are no submitted notebooks: {', '.join(names)}")
     if not paths:
         print(f"{args.folder} holds no .ipynb file", file=sys.stderr)
         return 2
-    out = args.out or args.folder / "grades"
     (out / "reports").mkdir(parents=True, exist_ok=True)
-    grades = []
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for one in pool.map(lambda path: grade(path, args.folder), paths):
-            grades.append(one)
-            said = one.note or f"{one.right} of {len(one.verdicts)}"
-            print(f"{one.file}: {said}", flush=True)
-            page = one.file.removesuffix(".ipynb").replace("/", "__")
-            write_text(out / "reports" / f"{page}.md", report(one))
-    write_grades(grades, out / "grades.csv")
-    write_misconceptions(grades, out / "misconceptions.csv")
-    print(f"written: {out / 'grades.csv'}, {out / 'misconceptions.csv'}, reports/")
-    return 0
+    return grade_all(paths, args.folder, out, args.jobs)
 
 
 if __name__ == "__main__":

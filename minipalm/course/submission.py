@@ -1,18 +1,10 @@
-"""A learner's notebook: its exercise cells, put into a fresh one and judged there.
+"""A learner's notebook: which of its cells answers which exercise.
 
 What the learner has done to any other cell has no effect: imports, definitions and
-checks are those of the lesson. The code runs in a process of its own (see `sandbox`),
-which judges one exercise after the other and prints its verdicts under a token that the
-learner's code has not been told.
+checks are those of the lesson (see `apart`, which judges).
 """
 
 import ast
-import json
-import os
-import secrets
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +12,10 @@ from typing import Any
 import nbformat
 
 from minipalm.course import ROOT
-from minipalm.course.exercise import Exercise, exercises, of_lesson
-from minipalm.course.judge import Verdict, judge, told
-from minipalm.sandbox import Limits, close_doors, run_isolated
+from minipalm.course.exercise import exercises, of_lesson
 
-LIMITS = Limits(seconds=150, cpu_seconds=120, memory_mb=3072)
-TO_DEFINE = 10.0  # seconds that an exercise's cell may take to be run, unjudged
 TOO_LARGE = 20_000_000  # bytes of a notebook: one with outputs has a few hundred kB
+TOO_LONG = 100_000  # letters of a cell; IPython reads those with magics many times
 
 
 class SubmissionError(ValueError):
@@ -39,13 +28,32 @@ class Submission:
 
     Attributes:
         lesson: of the course, such as 10_gae.
-        cells: id of an exercise -> the source of its cell.
+        cells: id of an exercise -> the source of its cell, as plain Python.
         missing: ids of the lesson's exercises that the notebook does not hold.
+        misplaced: ids of those whose name a check's cell defines.
     """
 
     lesson: str
     cells: dict[str, str]
     missing: list[str] = field(default_factory=list)
+    misplaced: frozenset[str] = frozenset()
+
+
+@dataclass
+class Found:
+    """What the cells read so far say; each by the ids of exercises."""
+
+    tagged: dict[str, str] = field(default_factory=dict)  # in the cell made for it
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    misplaced: set[str] = field(default_factory=set)
+    seen: dict[str, None] = field(default_factory=dict)  # in the order of the cells
+
+    def answer(self, id_: str) -> str | None:
+        """The cell made for it; another one where that is a stub or defines nothing."""
+        mine, other = self.tagged.get(id_), self.elsewhere.get(id_)
+        if mine is None or other is None:
+            return other if mine is None else mine
+        return mine if id_ in defined_ids(mine) and not is_stub(mine) else other
 
 
 # --- read ---------------------------------------------------------------------------
@@ -54,42 +62,62 @@ class Submission:
 def read_submission(path: Path) -> Submission:
     """The exercise cells of a notebook, told by their metadata or by what they define.
 
-    Raises SubmissionError if it is no notebook or has no exercise of the course.
+    It is taken as of the lesson that most of them are of, or the first of these. Raises
+    SubmissionError if it is no notebook or has no exercise of the course.
     """
-    found: dict[str, str] = {}
+    found = Found()
     for cell in code_cells(path):
-        metadata = cell.get("metadata", {})
-        tags = metadata.get("tags", []) if isinstance(metadata, dict) else []
-        if "check" in tags:
-            continue
-        names = defined_names(str(cell.source))
-        known = [exercises()[name] for name in names if name in exercises()]
-        tagged = metadata.get("exercise") if "exercise" in tags else None
-        if not known and isinstance(tagged, str):  # broken, so that nothing is defined
-            if tagged not in found:
-                found[tagged] = cell.source
-        for one in known:
-            if tagged in (one.id, None) or one.id not in found:
-                found[one.id] = cell.source
+        sort_in(cell, found)
     by_id = {one.id: one for one in exercises().values()}
-    lessons = [by_id[one].lesson for one in found if one in by_id]
+    lessons = [by_id[one].lesson for one in found.seen]
     if not lessons:
         raise SubmissionError("it holds no exercise of the course")
-    number = max(set(lessons), key=lessons.count)
-    mine = [one.id for one in of_lesson(number)]
+    number = max(dict.fromkeys(lessons), key=lessons.count)
+    answers = {one.id: found.answer(one.id) for one in of_lesson(number)}
     return Submission(
         lesson_named(number),
-        {one: found[one] for one in mine if one in found},
-        [one for one in mine if one not in found],
+        {id_: source for id_, source in answers.items() if source is not None},
+        [id_ for id_, source in answers.items() if source is None],
+        frozenset(found.misplaced & {*answers}),
     )
+
+
+def sort_in(cell: Any, found: Found) -> None:
+    """Put a cell where it belongs; the last for an exercise counts, unless a stub."""
+    source, (tags, marked) = plain_python(str(cell.source)), marks(cell)
+    ids = defined_ids(source)
+    if "check" in tags:
+        found.misplaced |= {*ids}
+        return
+    own = marked if "exercise" in tags else ""
+    if own and (own not in found.tagged or (own in ids and not is_stub(source))):
+        found.tagged[own] = source
+    for id_ in ids:
+        if id_ != own and (id_ not in found.elsewhere or not is_stub(source)):
+            found.elsewhere[id_] = source
+    found.seen |= dict.fromkeys([own, *ids] if own else ids)
+
+
+def marks(cell: Any) -> tuple[list[Any], str]:
+    """A cell's tags, and the id of the exercise it is marked with; "" if of none."""
+    metadata = cell.get("metadata")
+    if not isinstance(metadata, dict):
+        return [], ""
+    tags, marked = metadata.get("tags"), metadata.get("exercise")
+    known = isinstance(marked, str) and marked in {e.id for e in exercises().values()}
+    return tags if isinstance(tags, list) else [], str(marked) if known else ""
 
 
 def code_cells(path: Path) -> list[Any]:
     """Raises SubmissionError, with the reason in plain words."""
     try:
-        if path.stat().st_size > TOO_LARGE:
+        if not path.is_file():  # a pipe or a device might never end
+            raise SubmissionError("it is not a file")
+        with path.open("rb") as file:
+            data = file.read(TOO_LARGE + 1)
+        if len(data) > TOO_LARGE:
             raise SubmissionError(f"it is larger than {TOO_LARGE // 10**6} MB")
-        book = nbformat.read(path, as_version=4)
+        book = nbformat.reads(data.decode("utf-8-sig"), as_version=4)
         return [cell for cell in book.cells if cell.cell_type == "code"]
     except OSError as error:
         raise SubmissionError(f"it cannot be read: {error.strerror}") from error
@@ -99,14 +127,45 @@ def code_cells(path: Path) -> list[Any]:
         raise SubmissionError("it is not a Jupyter notebook") from error
 
 
+# --- a cell -------------------------------------------------------------------------
+
+
+def plain_python(source: str) -> str:
+    """A cell without IPython's own syntax, its lines where they were.
+
+    A first line such as `%%time` is left out; `%magic` and `!program` become calls of
+    `get_ipython()`, which `apart` provides.
+    """
+    if parsed(source) is not None or len(source) > TOO_LONG:
+        return source
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    lines = source.split("\n")
+    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    if lines[first].startswith("%%"):
+        lines[first] = ""
+    head = 0
+    while head < len(lines) and not lines[head].strip():  # IPython would leave them out
+        head += 1
+    try:
+        body = TransformerManager().transform_cell("\n".join(lines[head:]))
+    except Exception:  # it is neither Python nor IPython: compiling it will say why
+        return "\n".join(lines)
+    return "\n" * head + body
+
+
+def parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 def defined_names(source: str) -> list[str]:
     """What a cell defines at its top level; nothing if it is not Python."""
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
     names = []
-    for node in body:
+    tree = parsed(source)
+    for node in tree.body if tree else []:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             names.append(node.name)
         elif isinstance(node, ast.Assign) and "check(" not in ast.unparse(node.value):
@@ -114,142 +173,16 @@ def defined_names(source: str) -> list[str]:
     return names
 
 
+def defined_ids(source: str) -> list[str]:
+    """The ids of the exercises whose names a cell defines."""
+    known = exercises()
+    return [known[name].id for name in defined_names(source) if name in known]
+
+
+def is_stub(source: str) -> bool:
+    return "raise NotImplementedError" in source
+
+
 def lesson_named(number: str) -> str:
     """07 -> 07_sft."""
     return next(path.stem for path in (ROOT / "solutions").glob(f"{number}_*.ipynb"))
-
-
-# --- judge --------------------------------------------------------------------------
-
-
-def verdicts(submission: Submission, limits: Limits = LIMITS) -> dict[str, Verdict]:
-    """A verdict on each exercise of the lesson, in order. Never raises for its code.
-
-    Where an exercise ends its process, the others are judged in a new one.
-    """
-    result = {
-        one: Verdict("not yet", "its cell is missing") for one in submission.missing
-    }
-    left = dict(submission.cells)
-    while left:
-        judged, reason = judge_apart(submission.lesson, left, limits)
-        result |= judged
-        left = {one: cell for one, cell in left.items() if one not in judged}
-        if left:  # the first of these has ended it
-            guilty = next(iter(left))
-            result[guilty] = Verdict("not yet", reason)
-            del left[guilty]
-    order = [one.id for one in of_lesson(submission.lesson)]
-    return {one: result[one] for one in order}
-
-
-def judge_apart(
-    lesson: str, cells: dict[str, str], limits: Limits
-) -> tuple[dict[str, Verdict], str]:
-    """Verdicts from a process of its own, and why it ended if some are missing."""
-    token = secrets.token_hex(16)
-    task = json.dumps({"lesson": lesson, "cells": cells, "token": token})
-    with tempfile.TemporaryDirectory() as folder:
-        env = {
-            "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "HOME": folder,
-            "TORCHINDUCTOR_CACHE_DIR": folder,
-            "MPLCONFIGDIR": folder,
-        }
-        if "SYSTEMROOT" in os.environ:  # Windows starts nothing without it
-            env["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
-        done = run_isolated(
-            [sys.executable, "-m", "minipalm.course.submission"],
-            task,
-            limits,
-            Path(folder),
-            env,
-        )
-    judged = {}
-    for line in done.stdout.splitlines():
-        if line.startswith(token):
-            one = json.loads(line.removeprefix(token))
-            name = one.pop("exercise")
-            judged[name] = Verdict(**one)
-    if not judged and "close_doors" not in done.stderr and done.status == 1:
-        last = (done.stderr.strip().splitlines() or ["?"])[-1]
-        return judged, f"its process could not begin: {last}"
-    return judged, done.reason or "it ended its process"
-
-
-# --- in that process ----------------------------------------------------------------
-
-
-def steps(lesson: str) -> Iterator[tuple[str, str]]:
-    """What the lesson gives, in order: ("", source), or (id of an exercise, "")."""
-    book = nbformat.read(ROOT / "solutions" / f"{lesson}.ipynb", 4)
-    for cell in book.cells:
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type != "code" or "check" in tags:
-            continue
-        if "exercise" in tags:
-            yield cell.metadata["exercise"], ""
-            continue
-        body = ast.parse(cell.source).body
-        if "define" in tags or all(
-            isinstance(node, ast.Import | ast.ImportFrom) for node in body
-        ):
-            yield "", cell.source
-
-
-def judge_cell(exercise: Exercise, source: str, scope: dict[str, Any]) -> Verdict:
-    """Run a learner's cell in the notebook's scope, and judge what it defines."""
-    from minipalm.course.guard import TimeUp, guarded, within
-
-    error: BaseException | None = None
-    with guarded():
-        try:
-            code = compile(source, f"<exercise {exercise.id}>", "exec")
-            within(TO_DEFINE, lambda: exec(code, scope))
-        except BaseException as raised:  # whatever a learner writes
-            error = raised
-    if isinstance(error, TimeUp):
-        return Verdict("not yet", "its cell does not come to an end")
-    candidate = scope.get(exercise.name)
-    if candidate is None or candidate is exercise.answer:
-        if error is not None:
-            return Verdict("not yet", told(error, lambda: None))
-        return Verdict("not yet", f"its cell does not define {exercise.name}")
-    return judge(exercise, candidate)
-
-
-def main() -> int:
-    """Read a task from stdin; print a line for each verdict as soon as there is one."""
-    task = json.loads(sys.stdin.read())
-    token, cells = task.pop("token"), task["cells"]
-    by_id = {one.id: one for one in exercises().values()}
-    scope: dict[str, Any] = {"__name__": "__main__"}
-    plan = list(steps(task["lesson"]))
-    for exercise_id, source in plan:
-        if not exercise_id and source.startswith(("import", "from")):
-            exec(source, scope)  # what they load may not be had behind closed doors
-    import torch
-
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)  # its imports
-    print_line = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    close_doors(LIMITS)
-    for exercise_id, source in plan:
-        if not exercise_id:
-            exec(source, scope)
-            continue
-        exercise = by_id[exercise_id]
-        if exercise_id in cells:
-            verdict = judge_cell(exercise, cells[exercise_id], scope)
-            line = {"exercise": exercise_id, **vars(verdict)}
-            os.write(print_line, f"{token}{json.dumps(line)}\n".encode())
-            if verdict.status == "ok":
-                continue
-        scope[exercise.name] = exercise.answer
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
