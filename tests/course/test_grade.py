@@ -375,6 +375,14 @@ def test_only_the_folder_of_the_grades_is_left_out(tmp_path):
     assert others == [tmp_path / "elsewhere" / "x.ipynb"]
 
 
+def test_submissions_are_sorted(tmp_path):
+    for i in (5, 3, 9, 1, 7, 2, 8, 4, 6, 0):
+        (tmp_path / f"folder{i}").mkdir()
+        (tmp_path / f"folder{i}" / f"{9 - i}.ipynb").touch()
+    found, _ = grade.submissions(tmp_path, tmp_path / "grades")
+    assert [path.stem for path in found] == [str(9 - i) for i in range(10)]
+
+
 def test_each_path_has_a_page_of_its_own():
     paths = ["a/b.ipynb", "a__b.ipynb", "a_/b.ipynb", "a/_b.ipynb", "a/b.IPYNB", "é.x"]
     paths += ["e.ipynb", "x" * 200 + ".ipynb", "x" * 201 + ".ipynb", "a b.ipynb"]
