@@ -237,7 +237,7 @@ def planted(bug: Bug | None) -> Iterator[None]:
     if isinstance(right, type):  # what there is of its kind stays of its kind
         assert isinstance(wrong, type)
         users: list[tuple[Any, str]] = [(right, "forward")]
-        right, wrong = right.forward, wrong.forward
+        right, wrong = vars(right)["forward"], vars(wrong)["forward"]
     else:
         users = [
             (one, key)
