@@ -33,7 +33,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
-LESSONS = ["02_rope"]
+LESSONS = ["02_rope", "03_attention", "04_swiglu"]  # they need no earlier stage
 WAIT = 240_000  # milliseconds; a busy machine starts a kernel slowly
 NOTEBOOK = "jupyterapp.shell.currentWidget.content"
 IDLE = (
