@@ -419,7 +419,7 @@ def page(iteration: int, run: str) -> str:
     return story(few, [("before PPO", *tell(run, 0)), then])
 
 
-steps = len(snapshots[kept]) * every
+steps = len(snapshots.get(kept, {})) * every
 interactive(page, iteration=(0, steps, every, steps), run=list(policies))
 
 # %% [markdown]

@@ -25,7 +25,7 @@ def small_copy(notebook, folder, place="copies"):
     values = known_parameters(notebook)
     values |= {"scale": "smoke", "out": str(folder / "runs")}
     if "whole" in values:
-        values["whole"] = values["out"]
+        values["whole"] = str(folder / "whole")  # what `./course run` has made
     for name, value in values.items():
         if isinstance(value, str) and (ROOT / value).is_file():
             values[name] = str(ROOT / value)
