@@ -45,7 +45,7 @@ from minipalm.train.checkpoint import (
     read_tensors,
     write_checkpoint,
 )
-from minipalm.train.run import Run, TrainingError
+from minipalm.train.run import Run
 from minipalm.train.stage import StageError, finish_stage, load_result
 from tests.train import worlds
 from tests.train.worlds import NET, left_by
@@ -305,7 +305,7 @@ def test_a_reward_that_is_no_number_stops_ppo_and_keeps_the_checkpoint(tmp_path)
         InvariantError, lambda: worlds.ppo(tmp_path / "11_ppo", reward=reward)
     )
     assert "scores are no finite numbers" in message
-    assert (tmp_path / "11_ppo" / "checkpoints" / "step-000004").is_dir()
+    assert [*(tmp_path / "11_ppo").rglob("step-000004*")]
     worlds.ppo(tmp_path / "11_ppo")
     worlds.ppo(tmp_path / "whole")
     assert left_by(tmp_path / "11_ppo") == left_by(tmp_path / "whole")
