@@ -75,7 +75,7 @@ def train_ppo(
         measure: more numbers to log about each iteration's answers.
 
     Raises:
-        TrainingError: a loss is no number any more.
+        TrainingError: a loss is no number any more, or an invariant does not hold.
     """
     device = policy.embedding.weight.device
     policy_optimizer = adamw(policy, eps=config.adam_eps)
@@ -93,19 +93,20 @@ def train_ppo(
     kl.coef = state.get("kl_coef", kl_coef)
     for step, bar in steps_left(start, config.iterations, run.name):
         rows = torch.randint(len(prompts), (config.batch_size,), generator=generator)
-        rollout = collect(
-            policy,
-            reference,
-            critic,
-            reward,
-            prompts[rows],
-            prompt_mask[rows],
-            config=config,
-            max_response=max_response,
-            eos_id=eos_id,
-            kl_coef=kl.coef,
-            generator=sampler,
-        )
+        with run.guarding(step):
+            rollout = collect(
+                policy,
+                reference,
+                critic,
+                reward,
+                prompts[rows],
+                prompt_mask[rows],
+                config=config,
+                max_response=max_response,
+                eos_id=eos_id,
+                kl_coef=kl.coef,
+                generator=sampler,
+            )
         share = lr_scale(step, config.iterations, config.warmup, config.final_lr)
         set_lr(policy_optimizer, config.policy_lr * share)
         set_lr(critic_optimizer, config.value_lr * share)

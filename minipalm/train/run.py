@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minipalm.data.files import write_text
+from minipalm.rlhf.invariants import InvariantError
 from minipalm.train.checkpoint import (
     load_module,
     load_optimizer,
@@ -29,7 +31,7 @@ Generators = Mapping[str, torch.Generator]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not a number any more."""
+    """Training cannot go on: a loss is no number, or an invariant does not hold."""
 
 
 class Run:
@@ -144,17 +146,34 @@ class Run:
         """
         self._check_tensors(step, module_tensors(modules))
 
+    @contextmanager
+    def guarding(self, step: int) -> Iterator[None]:
+        """An invariant that breaks in this block stops the run, and says where.
+
+        Raises:
+            TrainingError: names the step, what broke, and the last good checkpoint.
+        """
+        try:
+            yield
+        except InvariantError as error:
+            raise TrainingError(
+                f"{self.name}: step {step}: {error} ({self._kept()} is kept)"
+            ) from error
+
     def _check_tensors(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise self._diverged(f"{name} is no longer finite after step {step}")
 
     def _diverged(self, what: str) -> TrainingError:
-        kept = [path.name for path in self.checkpoints()[-1:]] or ["no checkpoint"]
         return TrainingError(
-            f"{self.name}: {what}; {kept[0]} is kept. Most often the learning rate is "
-            "too high: lower it in minipalm/config.py and choose another `out`."
+            f"{self.name}: {what}; {self._kept()} is kept. Most often the learning "
+            "rate is too high: lower it in minipalm/config.py and choose another `out`."
         )
+
+    def _kept(self) -> str:
+        """The newest checkpoint's name."""
+        return ([path.name for path in self.checkpoints()] or ["no checkpoint"])[-1]
 
     def _drop_older(self) -> None:
         for path in self.checkpoints()[:-1]:
