@@ -264,8 +264,8 @@ for split in splits:
 
 # %% [markdown]
 # The second line is about prompts like these, the first about these very
-# prompts. With few prompts it is the wider one, and the one that a claim
-# about new prompts needs.
+# prompts. With few prompts the second interval is the wider one, and it is
+# the one that a claim about new prompts needs.
 #
 # ## How many prompts does a claim need?
 #
@@ -277,6 +277,7 @@ for split in splits:
 from minipalm.evaluate.comparison import samples_needed
 
 # %% tags=["classroom"]
+a, b = (judged["heldout", name].gold_totals() for name in (names[0], "sft"))
 sd = (a - b).std().item()
 print(f"sd of a difference in gold: {sd:.2f} points")
 for gain in (2.0, 1.0, 0.5, 0.2, 0.1):
@@ -339,8 +340,8 @@ figure
 #
 # $$p = \sigma(\alpha + \gamma \tanh(d / s))$$
 #
-# Fit both to the pairs; at $d = 0$ merit is left. First the fit, a logistic
-# regression:
+# Here $s$ is the spread of the differences. Fit α and γ to the pairs: at
+# $d = 0$ only α, the merit, is left. First the fit, a logistic regression:
 
 # %% tags=["define"]
 from minipalm.evaluate.comparison import logistic_fit
@@ -349,9 +350,9 @@ from minipalm.evaluate.comparison import logistic_fit
 from minipalm.evaluate.comparison import length_controlled
 
 # %% [markdown]
-# We make a judge who likes length: gold, and a bonus for each token. Before
-# it come SFT and the policy without a penalty, or PPO's. **Predict** what
-# either win rate does as the bonus grows.
+# We make a judge who likes length: gold, and a bonus for each token. It
+# compares SFT's answers with those of PPO, without a penalty or with one.
+# **Predict** what either win rate does as the bonus grows.
 
 
 # %% tags=["classroom"]
@@ -403,8 +404,8 @@ plot.over_optimisation(curves, compared["seen"]["sft"]["gold"])
 # %% [markdown]
 # Each iteration is a point: so much KL spent, so much reward got. The upper
 # left edge is the **frontier**. A price for a nat picks the point on it that
-# a line of that slope touches. Which price would you pay by the left picture,
-# which by the right one?
+# a line of that slope touches. Choose a price by the left picture alone, then
+# look at the right one: would you choose it again?
 
 # %% tags=["classroom"]
 interactive(

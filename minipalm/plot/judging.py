@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from minipalm.evaluate.statistics import Bin, Interval, smooth
@@ -140,7 +139,7 @@ def power(samples_needed: Callable[..., int], gain: float, difficulty: float) ->
     shown = COUNTS[::2]
     ax.set_xticks(shown, [str(n) for n in shown])
     ax.minorticks_off()
-    legend(ax, loc="upper left")
+    legend_below(figure, ax)
     return figure
 
 
@@ -184,6 +183,7 @@ def peeking(
     ax.plot(counts, ever, color=COLORS["unpenalised"], label="look again and again")
     ax.plot(counts, once, color=COLORS["ppo"], label="look once, at this number")
     ax.axhline(5, **DASHED)
+    note(ax, "1 − level", (counts[-1], 5), (0, 10), ha="right")
     ax.set(xlabel="pairs seen", ylabel="equal policies called different, %")
     ax.set_ylim(0, 1.2 * max(10.0, float(ever[-1])))
     legend(ax, loc="upper left")
@@ -214,11 +214,15 @@ def by_length(
     )
     edges = d.quantile(torch.linspace(0, 1, 9, dtype=d.dtype)).unique()
     group = torch.bucketize(d, edges[1:-1])
-    for one in group.unique():
-        here = group == one
-        share = 100 * won[here].double().mean()
-        size = 20 + 500 * here.double().mean().item()
-        ax.scatter(d[here].mean(), share, size, color=COLORS["sft"], zorder=3)
+    groups = [group == one for one in group.unique()]
+    ax.scatter(
+        [d[here].mean().item() for here in groups],
+        [100 * won[here].double().mean().item() for here in groups],
+        [20 + 500 * here.double().mean().item() for here in groups],
+        color=COLORS["sft"],
+        zorder=3,
+        label="seen",
+    )
     least, most = min(-3.0, d.min().item()), max(3.0, d.max().item())
     x = torch.linspace(least, most, 101, dtype=d.dtype)
     odds = math.log(rate / (1 - rate)) if 0 < rate < 1 else math.copysign(9, rate - 0.5)
@@ -226,9 +230,17 @@ def by_length(
     ax.plot(x, 100 * curve, color=COLORS["ppo"], linewidth=2.2, label="fitted")
     ax.axhline(100 * plain, color=COLORS["sft"], linestyle=":", label="plain win rate")
     ax.axvline(0, **DASHED)
-    ax.plot(0, 100 * rate, "o", color=COLORS["ppo"], markersize=10, zorder=4)
+    ax.plot(
+        0,
+        100 * rate,
+        "o",
+        color=COLORS["ppo"],
+        markersize=10,
+        zorder=4,
+        label="at equal length",
+    )
     ax.set(xlabel="how much longer, tokens", ylabel="win rate, %", ylim=(-4, 104))
-    legend(ax, loc="center right" if 0.3 < rate < 0.7 else "best")
+    legend_below(figure, ax)
     return figure
 
 
@@ -324,14 +336,15 @@ def judge_abroad(
         said = [100 * b.confidence for b in bins]
         right.plot(said, [100 * b.share for b in bins], "o-", color=color, label=name)
     left.axvline(50, **DASHED)
+    note(left, "a coin", (50, len(shares) - 0.4), (4, 5))
     left.set_yticks(range(len(shares)), list(shares))
     left.set(xlabel="pairs judged as labelled, %", ylim=(len(shares) - 0.4, -0.6))
     left.grid(axis="y", visible=False)
     head(left, "accuracy, with 95% intervals")
-    right.plot([50, 100], [50, 100], **DASHED)
+    right.plot([50, 100], [50, 100], label="as sure as right", **DASHED)
     right.set(xlabel="how sure it is, %", ylabel="how often it is right, %")
     right.set(xlim=(49, 101), ylim=(20, 103))
-    legend(right, loc="upper left")
+    legend(right, loc="lower right")
     head(right, "reliability")
     return figure
 
@@ -368,16 +381,19 @@ def tries(
     """
     curves = {name: pass_curve(pass_at_k, one) for name, one in counts.items()}
     most = len(next(iter(curves.values())))
-    said = ", ".join(f"{name}: {one[-1]:.0%}" for name, one in curves.items())
+    said = ", ".join(
+        f"{name}: {one[-1]:.0%}".replace(" ", "\u00a0") for name, one in curves.items()
+    )
     figure, [ax] = new_figure(
-        f"At least one of {most} answers has {bar:g} points or more. {said}"
+        f"How often the best of {most} answers has {bar:g} points or more: {said}"
     )
     for index, (name, one) in enumerate(curves.items()):
         color = color_of({"β = 0": "unpenalised"}.get(name, name), index)
         shares = [100 * share for share in one]
         ax.plot(range(1, most + 1), shares, "o-", color=color, label=name, ms=4)
-        note(ax, name, (most, shares[-1]), (6, -3), color=color)
-    ax.set(xlabel="tries k", ylabel="pass@k, mean over prompts, %", ylim=(-4, 104))
-    ax.set_xlim(0.5, most * 1.12 + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.set(xlabel="tries k", ylabel="mean pass@k, %", ylim=(-4, 104))
+    places = sorted({1, *range(most, 0, -max(1, round(most / 8)))} - {2})
+    ax.set_xticks(places, [str(k) for k in places])
+    ax.set_xlim(0.5, most + 0.5)
+    legend_below(figure, ax)
     return figure

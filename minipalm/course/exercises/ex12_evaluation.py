@@ -373,16 +373,18 @@ def resampled(
 
 def bootstrap_oracle(
     a: Tensor, b: Tensor, generator: torch.Generator, **how: Any
-) -> tuple[Any, float]:
+) -> dict[str, Any]:
     return run_bootstrap(resampled, a, b, generator, **how)
 
 
 def run_bootstrap(
     candidate: Candidate, a: Tensor, b: Tensor, generator: torch.Generator, **how: Any
-) -> tuple[Any, float]:
+) -> dict[str, Any]:
     """What comes back, and what the generator draws next: it was used as agreed."""
-    result = candidate(a, b, generator, **how)
-    return result, torch.rand((), generator=generator).item()
+    return {
+        "the result": candidate(a, b, generator, **how),
+        "what the generator draws next": torch.rand((), generator=generator).item(),
+    }
 
 
 def bootstrap_by_counts(a, b, generator, resamples=2000, level=0.95):
@@ -496,6 +498,23 @@ BOOTSTRAP = Exercise(
                 "means.quantile((1 + level) / 2).item()",
                 "gains.mean().item() + NormalDist().inv_cdf((1 + level) / 2)"
                 " * gains.std().item() / math.sqrt(len(gains))",
+            ),
+        ),
+        Trap(
+            "This is mean ± z standard errors, and nothing is drawn. Draw N pairs many "
+            "times with `generator`, and take quantiles of their means.",
+            (f"rows = {DRAWN}", "z = NormalDist().inv_cdf((1 + level) / 2)"),
+            (
+                "means = gains[rows].mean(dim=1)",
+                "half = z * gains.std().item() / math.sqrt(len(gains))",
+            ),
+            (
+                "low = means.quantile((1 - level) / 2).item()",
+                "low = gains.mean().item() - half",
+            ),
+            (
+                "high = means.quantile((1 + level) / 2).item()",
+                "high = gains.mean().item() + half",
             ),
         ),
         Trap(
@@ -769,7 +788,7 @@ LENGTH = Exercise(
         "on that curve are both of equal length?",
         "$p = \\sigma(\\alpha + \\gamma \\tanh(d / s))$, so at $d = 0$: "
         "$\\sigma(\\alpha)$.",
-        "`x = torch.tanh(d / d.std(correction=0))`",
+        "`d = longer_by.double()`, then `x = torch.tanh(d / d.std(correction=0))`",
     ),
     bonus="Bootstrap it: draw the pairs again, fit again, and give the length-"
     "controlled win rate an interval. Where is it wide, and why?",
@@ -944,6 +963,15 @@ PERPLEXITY = Exercise(
                 PICKED,
                 "(sum(x[m].double().mean() for x, m in zip(logprobs, mask) if m.any())"
                 " / mask.any(1).sum())",
+            ),
+        ),
+        Trap(
+            "Each text has its own mean first, so a token of a short text counts for "
+            "more, and an empty text is 0/0. The mean is over all tokens.",
+            (
+                PICKED,
+                "(torch.where(mask, logprobs, 0.0).double().sum(1) / mask.sum(1))"
+                ".mean()",
             ),
         ),
         Trap(
