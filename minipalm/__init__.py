@@ -2,7 +2,7 @@
 
 Read it along the lessons, or in this order:
 
-    config    the sizes, and the presets smoke, toy, small and full
+    config    the sizes, and the presets, from smoke to full
     model     rotary positions, attention, SwiGLU, the parallel block, PaLM, sampling
     data      the toy world TinyTales, two tokenizers, readers of JSON-lines files
     rlhf      supervised fine-tuning, the reward model, rollouts, KL, GAE, PPO

@@ -1,4 +1,4 @@
-"""Every size and every dial, as data: four presets of one pipeline."""
+"""Every size and every dial, as data: five presets of one pipeline."""
 
 from dataclasses import dataclass, replace
 
@@ -91,7 +91,9 @@ class PPOConfig:
     temperature: float = 1.0  # of sampling and of every log-probability
     grad_clip: float = 1.0  # each network on its own
     adam_eps: float = 1e-5
-    micro_batch: int = 0
+    micro_batch: int = 0  # answers a backward pass, on each machine; 0: all at once
+    reuse_logprobs: bool = True  # the sampler's, as π_old; False: one more pass in the
+    # training's own arithmetic, since in bfloat16 two kernels differ
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -178,11 +180,35 @@ class GroupConfig:
 
 
 @dataclass(frozen=True)
+class MachineConfig:
+    """How the networks lie on the machine; a laptop's CPU needs none of it."""
+
+    device: str = "cpu"  # "cpu", or "auto": a GPU where there is one
+    compute: str = "float32"  # type of products and activations; or "bfloat16"
+    weights: str = "float32"  # type of what pretraining changes. Fine-tuning always
+    # has float32: its steps are too small for bfloat16; frozen weights have compute's
+    compile: bool = False  # the blocks, by torch.compile
+    recompute: bool = False  # activations in the backward pass, block by block
+    lora_rank: int = 0  # 0: fine-tuning changes every weight of the policy
+    decoder: bool = False  # sample with a cache that never moves, row by row alike on
+    # any number of machines; False: with `generate`
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "auto"):
+            raise ValueError(f"device must be 'cpu' or 'auto' (got {self.device!r})")
+        for name in (self.compute, self.weights):
+            if name not in ("float32", "bfloat16"):
+                raise ValueError(
+                    f"a type must be 'float32' or 'bfloat16' (got {name!r})"
+                )
+
+
+@dataclass(frozen=True)
 class Preset:
     """One size of the whole pipeline."""
 
     tokenizer: str  # "word" or "bpe"
-    vocab_size: int  # merges stop here ("bpe"); upper limit ("word")
+    vocab_size: int  # exactly so many ("bpe"); upper limit ("word")
     window: int  # tokens of a training row
     max_prompt: int  # P, tokens of a prompt with its <bos>
     max_response: int  # T, tokens of an answer with its <eos>
@@ -194,6 +220,7 @@ class Preset:
     ppo: PPOConfig
     eval_samples: int  # answers a policy is judged by, per split of the prompts
     checkpoint_every: int = 100  # steps; an iteration of PPO counts as ten
+    machine: MachineConfig = MachineConfig()
 
     def __post_init__(self) -> None:
         if self.window < self.max_prompt + self.max_response:
@@ -272,8 +299,10 @@ SMALL = Preset(
         value_lr=2e-5,
         kl_coefs=(0.05,),
         micro_batch=8,
+        reuse_logprobs=False,
     ),
     eval_samples=512,
+    machine=MachineConfig(device="auto", compute="bfloat16"),
 )
 
 FULL = Preset(
@@ -303,20 +332,69 @@ FULL = Preset(
         value_lr=5e-6,
         kl_coefs=(0.05,),
         micro_batch=32,
+        reuse_logprobs=False,
     ),
     eval_samples=512,
+    machine=MachineConfig(
+        device="auto", compute="bfloat16", compile=True, decoder=True
+    ),
 )
 
-PRESETS = {"smoke": SMOKE, "toy": TOY, "small": SMALL, "full": FULL}
+# One GPU of 80 GB: pretraining in bfloat16, then adapters on a frozen policy.
+FULL_LORA = replace(
+    FULL, machine=replace(FULL.machine, lora_rank=16, weights="bfloat16")
+)
+
+PRESETS = {
+    "smoke": SMOKE,
+    "toy": TOY,
+    "small": SMALL,
+    "full": FULL,
+    "full-lora": FULL_LORA,
+}
 
 
 def get_preset(scale: str) -> Preset:
-    """The preset of that name.
+    """The preset of that name; "full:3" is full with three steps of each loop.
 
     Raises:
         ValueError: there is none; the message lists those that there are.
     """
-    if scale not in PRESETS:
+    name, colon, steps = str(scale).partition(":")
+    if name not in PRESETS or (colon and not steps.isdecimal()):
         known = ", ".join(PRESETS)
         raise ValueError(f"scale must be one of {known} (got {scale!r})")
-    return PRESETS[scale]
+    return shortened(PRESETS[name], int(steps)) if colon else PRESETS[name]
+
+
+def shortened(preset: Preset, steps: int) -> Preset:
+    """The same networks, rows and answers, but few steps of few rows.
+
+    To try a machine: each loop takes `steps` steps, of four micro-batches at most, and
+    an iteration of PPO is as it was.
+
+    Raises:
+        ValueError: steps is 0.
+    """
+    if steps < 1:
+        raise ValueError(f"a run has one step or more (got {steps})")
+
+    def short(optim: OptimConfig) -> OptimConfig:
+        rows = min(optim.batch_size, 4 * optim.micro_batch or optim.batch_size)
+        return replace(optim, steps=steps, batch_size=rows)
+
+    reward = short(preset.reward.optim)
+    return replace(
+        preset,
+        pretrain=short(preset.pretrain),
+        sft=short(preset.sft),
+        reward=replace(
+            preset.reward,
+            optim=reward,
+            pairs=steps * reward.batch_size,
+            heldout_pairs=min(preset.reward.heldout_pairs, 128),
+        ),
+        ppo=replace(preset.ppo, iterations=steps),
+        eval_samples=min(preset.eval_samples, 256),
+        checkpoint_every=2,
+    )

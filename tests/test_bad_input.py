@@ -361,7 +361,8 @@ def test_a_wrong_scale_gets_the_list_of_right_ones(lesson, scale, tmp_path):
     message = message_of(
         ValueError, lambda: execute(lesson, scale=scale, out=str(tmp_path / "out"))
     )
-    assert message == f"scale must be one of smoke, toy, small, full (got {scale!r})"
+    known = "smoke, toy, small, full, full-lora"
+    assert message == f"scale must be one of {known} (got {scale!r})"
     assert not (tmp_path / "out").exists()
 
 

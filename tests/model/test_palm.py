@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minipalm.config import PRESETS, PaLMConfig, get_preset
+from minipalm.config import PRESETS, MachineConfig, PaLMConfig, get_preset
 from minipalm.model.block import ParallelBlock, SerialBlock
 from minipalm.model.cache import KVCache
 from minipalm.model.palm import PaLM, count_parameters
@@ -305,5 +305,34 @@ def test_a_window_too_small_for_prompt_and_answer_is_refused():
 
 
 def test_a_wrong_scale_is_refused_with_the_right_ones():
-    with pytest.raises(ValueError, match=r"smoke, toy, small, full \(got 'huge'\)"):
+    with pytest.raises(
+        ValueError, match=r"smoke, toy, small, full, full-lora \(got 'huge'\)"
+    ):
         get_preset("huge")
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "x", "", "1.5"])
+def test_a_number_of_steps_is_a_whole_one(steps):
+    with pytest.raises(ValueError, match="one step or more|scale must be one of"):
+        get_preset(f"full:{steps}")
+
+
+def test_a_scale_with_a_number_is_the_same_pipeline_with_few_steps():
+    full, short = get_preset("full"), get_preset("full:3")
+    kept = ("policy", "reward_trunk", "window", "max_prompt", "machine", "vocab_size")
+    assert all(getattr(short, name) == getattr(full, name) for name in kept)
+    loops = short.pretrain.steps, short.sft.steps, short.reward.optim.steps
+    assert (*loops, short.ppo.iterations) == (3, 3, 3, 3)
+    assert short.pretrain.batch_size == 4 * short.pretrain.micro_batch
+    assert short.ppo.batch_size == full.ppo.batch_size
+    assert short.reward.pairs == 3 * short.reward.optim.batch_size
+
+
+def test_only_the_large_presets_ask_for_anything_of_the_machine():
+    plain = MachineConfig()
+    assert get_preset("toy").machine == get_preset("smoke").machine == plain
+    assert get_preset("full-lora").machine.lora_rank > 0
+    with pytest.raises(ValueError, match="'float16'"):
+        MachineConfig(compute="float16")
+    with pytest.raises(ValueError, match="'tpu'"):
+        MachineConfig(device="tpu")
