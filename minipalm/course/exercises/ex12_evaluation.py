@@ -970,7 +970,7 @@ PERPLEXITY = Exercise(
             "more, and an empty text is 0/0. The mean is over all tokens.",
             (
                 PICKED,
-                "(torch.where(mask, logprobs, 0.0).double().sum(1) / mask.sum(1))"
+                "(logprobs.masked_fill(~mask, 0.0).double().sum(1) / mask.sum(1))"
                 ".mean()",
             ),
         ),
