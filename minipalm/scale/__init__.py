@@ -1,0 +1,13 @@
+"""What training at full size takes, before a GPU is rented.
+
+`gpu`         cards: memory, rates, prices
+`flops`       operations a token
+`memory`      bytes of a network at the worst moment of a step
+`sharding`    bytes between GPUs
+`seconds`     a training step
+`decoding`    a sampling step
+`iteration`   one iteration of PPO: memory and phases
+`plan`        all stages of the pipeline
+`report`      a plan in words; `python -m minipalm.scale` prints it
+`measured`    the plan held against a GPU
+"""

@@ -1,0 +1,110 @@
+"""What does the pipeline cost?
+
+python -m minipalm.scale --preset full --gpu a100-80g --gpus 8
+python -m minipalm.scale --preset full-lora --gpu h200 --price 2.9
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+
+from minipalm.config import PRESETS, Preset, get_preset
+from minipalm.scale.gpu import GIB, GPUS, get_gpu
+from minipalm.scale.plan import DISK, RESERVE, START, Stage, plan
+from minipalm.scale.report import (
+    advice,
+    budget,
+    memory_table,
+    phase_table,
+    short,
+    stage_table,
+)
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m minipalm.scale",
+        description="Memory, hours and money of the whole pipeline on given GPUs.",
+    )
+    on_gpu = [name for name, one in PRESETS.items() if one.machine.device == "auto"]
+    parser.add_argument("--preset", default="full", choices=on_gpu)
+    parser.add_argument("--gpu", default="a100-80g", choices=GPUS)
+    parser.add_argument("--gpus", type=int, default=8, help="of one machine; 8")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="0: all weights")
+    parser.add_argument("--recompute", action="store_true", help="activations, twice")
+    parser.add_argument("--micro-batch", type=int, metavar="ROWS", help="on each GPU")
+    parser.add_argument(
+        "--price", type=float, help="dollars a GPU-hour; by default an assumption"
+    )
+    parser.add_argument(
+        "--disk", type=float, default=DISK / 1e9, help="GB/s of checkpoints; 2"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=5000.0, help="GPU-hours to spend; 5000"
+    )
+    return parser.parse_args(argv)
+
+
+def changed(preset: Preset, args: argparse.Namespace) -> Preset:
+    """The preset with what the command line says otherwise."""
+    machine = preset.machine
+    if args.lora is not None:
+        machine = replace(machine, lora_rank=args.lora)
+    if args.recompute:
+        machine = replace(machine, recompute=True)
+    preset = replace(preset, machine=machine)
+    if args.micro_batch:
+        n = args.micro_batch
+        reward = replace(preset.reward.optim, micro_batch=n)
+        preset = replace(
+            preset,
+            pretrain=replace(preset.pretrain, micro_batch=n),
+            sft=replace(preset.sft, micro_batch=n),
+            reward=replace(preset.reward, optim=reward),
+            ppo=replace(preset.ppo, micro_batch=n),
+        )
+    return preset
+
+
+def told(stages: list[Stage], preset: Preset, args: argparse.Namespace) -> str:
+    """The plan as text."""
+    gpu = get_gpu(args.gpu, args.price)
+    [ppo] = [one for one in stages if one.phases]
+    bought = budget(stages, args.gpus, args.budget)
+    whose = "assumed; give yours with --price" if args.price is None else "yours"
+    parts = [
+        f"{args.gpus} × {gpu.name}: {gpu.memory / GIB:.1f} GiB, "
+        f"{gpu.flops / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e12:.2f} TB/s, "
+        f"{gpu.link / 1e9:.0f} GB/s between two\n"
+        f"({gpu.source})\n"
+        f"${gpu.price:.2f} a GPU-hour ({whose}); {START:.0f} s to start a stage, "
+        f"checkpoints at {args.disk:g} GB/s, {RESERVE / GIB:.1f} GiB kept free "
+        "(assumed)",
+        stage_table(stages, gpu, args.gpus),
+        *advice(stages, preset, gpu, args.gpus),
+        "One iteration of PPO, answers of the greatest length:\n" + phase_table(ppo),
+        "Its memory on one GPU at the worst moment:\n" + memory_table(ppo.memory),
+        f"{args.budget:,.0f} GPU-hours (${args.budget * gpu.price:,.0f}) buy\n"
+        f"  {bought['pipelines']:.1f} times all of this, or\n"
+        f"  {bought['after pretraining']:,.0f} times all but pretraining, or\n"
+        f"  pretraining on {short(bought['tokens'])} tokens and the rest once, or\n"
+        f"  {bought['iterations']:,.0f} iterations of PPO.",
+    ]
+    return "\n\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        preset = changed(get_preset(args.preset), args)
+        gpu = get_gpu(args.gpu, args.price)
+        stages = plan(preset, gpu, args.gpus, 1e9 * args.disk)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(told(stages, preset, args))
+    return 0 if all(one.fits(gpu) for one in stages) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

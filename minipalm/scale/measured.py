@@ -1,0 +1,161 @@
+"""The plan held against a GPU: predicted and measured memory and seconds.
+
+python -m minipalm.scale.measured            the table of data/results/plan.json
+python -m minipalm.scale.measured one.json two.json
+                              put these measurements (bench/measure_plan.py) there
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minipalm.config import MachineConfig, PaLMConfig, get_preset
+from minipalm.data.files import write_text
+from minipalm.scale.decoding import decode_seconds
+from minipalm.scale.gpu import GIB, GPU, H200
+from minipalm.scale.memory import total, training_peak
+from minipalm.scale.seconds import training_seconds
+
+RESULTS = Path(__file__).parents[2] / "data" / "results" / "plan.json"
+LENGTH = 2048  # tokens of a row, in every setting
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train a full-size network, and what it took.
+
+    Attributes:
+        name: what is trained.
+        network: "policy" or "trunk" (of reward model and critic).
+        depth: blocks; fewer than the preset's to try something out.
+        rows: of 2,048 tokens in a step, on each GPU.
+        gpus: that share the network.
+        weights, lora_rank, recompute, compile: see MachineConfig.
+        gib: measured peak of memory on one GPU, 2³⁰ bytes.
+        seconds: measured time of an optimizer step, median.
+        fitted: whether the planner's constants were set by it.
+    """
+
+    name: str
+    network: str
+    depth: int
+    rows: int
+    gpus: int
+    weights: str
+    lora_rank: int
+    recompute: bool
+    compile: bool
+    gib: float
+    seconds: float
+    fitted: bool = False
+
+    @property
+    def config(self) -> PaLMConfig:
+        preset = get_preset("full")
+        shape = preset.policy if self.network == "policy" else preset.reward_trunk
+        return replace(shape, vocab_size=preset.vocab_size, depth=self.depth)
+
+    @property
+    def machine(self) -> MachineConfig:
+        return MachineConfig(
+            device="auto",
+            compute="bfloat16",
+            weights=self.weights,
+            compile=self.compile,
+            recompute=self.recompute,
+            lora_rank=self.lora_rank,
+        )
+
+    def predicted(self, gpu: GPU) -> tuple[float, float]:
+        """GiB and seconds that the planner says."""
+        small = self.lora_rank > 0
+        tokens = self.rows * LENGTH
+        peak = training_peak(self.config, self.machine, tokens, self.gpus, small)
+        seconds = training_seconds(
+            self.config, self.machine, self.rows, LENGTH, gpu, self.gpus, 1, small
+        )
+        return total(peak) / GIB, seconds
+
+
+def read_results(path: Path = RESULTS) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
+def settings_of(results: Mapping[str, Any]) -> list[Setting]:
+    return [Setting(**one) for one in results["settings"]]
+
+
+def gpu_of(results: Mapping[str, Any]) -> GPU:
+    """An H200 with the rates that were measured in the same run."""
+    return replace(H200, **results["ceilings"])
+
+
+def decoding_predicted(rows: int, gpu: GPU) -> float:
+    """Seconds of a decoding step of the full policy, half-way through an answer."""
+    full = get_preset("full")
+    policy = replace(full.policy, vocab_size=full.vocab_size)
+    seen = full.max_prompt + full.max_response / 2
+    return decode_seconds(policy, full.machine, rows, seen, gpu)
+
+
+def comparison(results: Mapping[str, Any]) -> str:
+    """Predicted against measured, as a table of Markdown."""
+    lines = [
+        "| trained | rows | GPUs | recompute | GiB predicted | measured | off by "
+        "| seconds predicted | measured | off by | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    gpu = gpu_of(results)
+    for one in settings_of(results):
+        gib, seconds = one.predicted(gpu)
+        lines.append(
+            f"| {one.name} | {one.rows} | {one.gpus} | {'yes' * one.recompute} "
+            f"| {gib:.1f} | {one.gib:.1f} | {gib / one.gib - 1:+.1%} "
+            f"| {seconds:.3f} | {one.seconds:.3f} | {seconds / one.seconds - 1:+.1%} "
+            f"| {'fitted' * one.fitted} |"
+        )
+    for row in results.get("decoding", []):
+        seconds, was = decoding_predicted(row["rows"], gpu), row["seconds"]
+        lines.append(
+            f"| decoding step | {row['rows']} | 1 | | | | | {seconds:.5f} "
+            f"| {was:.5f} | {seconds / was - 1:+.1%} "
+            f"| {'fitted' * row.get('fitted', False)} |"
+        )
+    return "\n".join(lines)
+
+
+FITTED = {  # what the planner's constants were set by: (name, rows, GPUs, recompute)
+    ("all weights", 4, 1, False),
+    ("adapters", 4, 1, False),
+}
+
+
+def merged(measurements: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measurements of several runs as one; what failed is left out.
+
+    The rates of products and memory are those of the first run, the wire's of the one
+    that had two GPUs.
+    """
+    result = dict(measurements[0], settings=[], decoding=[], ceilings={})
+    for one in measurements:
+        result["ceilings"] = {**one["ceilings"], **result["ceilings"]}
+        result["decoding"] += [row for row in one["decoding"] if "seconds" in row]
+        for setting in one["settings"]:
+            key = tuple(setting[k] for k in ("name", "rows", "gpus", "recompute"))
+            if "seconds" in setting:
+                result["settings"].append({**setting, "fitted": key in FITTED})
+    return result
+
+
+def main(paths: list[str]) -> None:
+    if paths:
+        results = merged([read_results(Path(path)) for path in paths])
+        write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+    print(comparison(read_results()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

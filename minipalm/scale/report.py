@@ -1,0 +1,121 @@
+"""A plan in words: tables for the terminal, and what a budget of hours buys."""
+
+from minipalm.config import Preset
+from minipalm.scale.gpu import GIB, GPU
+from minipalm.scale.memory import Parts, total
+from minipalm.scale.plan import RESERVE, Stage
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as what stands in them; the first to the left."""
+    every = [head, *rows]
+    widths = [max(len(row[i]) for row in every) for i in range(len(head))]
+    lines = []
+    for row in every:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def short(number: float) -> str:
+    """12,345,678,901 is 12.3 B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def stage_table(stages: list[Stage], gpu: GPU, gpus: int) -> str:
+    """Memory, speed, hours and money of each stage, and of all together."""
+    head = ["stage", "steps", "tokens", "GiB a GPU", "fits", "tokens/s", "hours"]
+    head += ["GPU-hours", "dollars"]
+    rows = []
+    for one in stages:
+        cost = one.hours * gpus
+        rows.append(
+            [
+                one.name,
+                f"{one.steps:,}",
+                short(one.steps * one.tokens),
+                f"{one.peak / GIB:.1f}",
+                "yes" if one.fits(gpu) else "NO",
+                f"{one.tokens / one.step_seconds:,.0f}",
+                f"{one.hours:.2f}",
+                f"{cost:,.1f}",
+                f"{cost * gpu.price:,.0f}",
+            ]
+        )
+    hours = sum(one.hours for one in stages)
+    cost = hours * gpus
+    end = ["all", "", "", "", "", "", f"{hours:.2f}", f"{cost:,.1f}"]
+    rows.append([*end, f"{cost * gpu.price:,.0f}"])
+    return table(head, rows)
+
+
+def memory_table(memory: dict[str, Parts]) -> str:
+    """GiB on one GPU: a row a network, a column a part."""
+    names = list(dict.fromkeys(name for parts in memory.values() for name in parts))
+    names = [
+        n for n in names if any(p.get(n, 0) / GIB >= 0.005 for p in memory.values())
+    ]
+    rows = []
+    for network, parts in memory.items():
+        cells = [f"{parts.get(n, 0) / GIB:.2f}" for n in seen]
+        rows.append([network, *cells, f"{total(parts) / GIB:.2f}"])
+    sums = [sum(parts.get(n, 0) for parts in memory.values()) / GIB for n in seen]
+    every = sum(map(total, memory.values())) / GIB
+    rows.append(["all", *(f"{one:.2f}" for one in sums), f"{every:.2f}"])
+    return table(["GiB", *seen, "all"], rows)
+
+
+def phase_table(stage: Stage) -> str:
+    """Seconds of each phase of an iteration."""
+    assert stage.phases is not None
+    rows = [
+        [name, f"{one:.2f}", f"{one / stage.step_seconds:.0%}"]
+        for name, one in stage.phases.items()
+    ]
+    rows.append(["all", f"{stage.step_seconds:.2f}", ""])
+    return table(["phase", "seconds", "share"], rows)
+
+
+def budget(stages: list[Stage], gpus: int, hours: float) -> dict[str, float]:
+    """What so many GPU-hours buy of this plan, each line for all of them.
+
+    Returns:
+        pipelines: times the whole plan.
+        after pretraining: times everything after its first stage.
+        tokens: that pretraining could have, if all other stages are paid first; 0 if
+            they alone cost more.
+        iterations: of PPO, if nothing else is paid.
+    """
+    first, *others = stages
+    rest = gpus * sum(one.hours for one in others)
+    [ppo] = [one for one in stages if one.phases]
+    seconds = max(hours - rest, 0.0) / gpus * 3600
+    return {
+        "pipelines": hours / (rest + gpus * first.hours),
+        "after pretraining": hours / rest,
+        "tokens": seconds / first.step_seconds * first.tokens,
+        "iterations": hours / gpus * 3600 / ppo.step_seconds,
+    }
+
+
+def advice(stages: list[Stage], preset: Preset, gpu: GPU, gpus: int) -> list[str]:
+    """For each stage that does not fit, what is missing and what to try."""
+    lines = []
+    for one in stages:
+        if one.fits(gpu):
+            continue
+        missing = (one.peak + RESERVE - gpu.memory) / GIB
+        tries = ["more GPUs", "a smaller micro-batch"]
+        if not preset.machine.recompute:
+            tries.insert(0, "--recompute")
+        if not preset.machine.lora_rank and not one.name.startswith("06"):
+            tries.append("adapters (--lora 16)")
+        lines.append(
+            f"{one.name} does not fit: {missing:.1f} GiB too much. "
+            f"Try {', '.join(tries)}."
+        )
+    return lines

@@ -1,0 +1,167 @@
+"""The plan of the whole pipeline, and the plan held to measurement."""
+
+from dataclasses import replace
+
+import pytest
+
+from minipalm.config import FULL, get_preset
+from minipalm.scale.__main__ import main
+from minipalm.scale.gpu import GIB, GPUS, H200
+from minipalm.scale.measured import (
+    comparison,
+    decoding_predicted,
+    gpu_of,
+    merged,
+    read_results,
+    settings_of,
+)
+from minipalm.scale.plan import plan
+from minipalm.scale.report import advice, budget, table
+
+RESULTS = read_results()
+SETTINGS = settings_of(RESULTS)
+EVERY = [
+    pytest.param(one, id=f"{one.name}-{one.rows}-{one.gpus}-{one.recompute}")
+    for one in SETTINGS
+]
+
+
+@pytest.mark.parametrize("setting", EVERY)
+def test_predicted_memory_is_within_5_percent_and_time_within_15(setting):
+    gib, seconds = setting.predicted(gpu_of(RESULTS))
+    assert gib == pytest.approx(setting.gib, rel=0.05)
+    assert seconds == pytest.approx(setting.seconds, rel=0.15)
+
+
+@pytest.mark.parametrize("row", RESULTS["decoding"], ids=lambda row: str(row["rows"]))
+def test_predicted_decoding_steps_are_within_15_percent(row):
+    predicted = decoding_predicted(row["rows"], gpu_of(RESULTS))
+    assert predicted == pytest.approx(row["seconds"], rel=0.15)
+
+
+def test_what_was_measured_covers_what_is_planned():
+    held = [one for one in SETTINGS if not one.fitted]
+    assert len(held) >= 6  # that set no constant
+    for name in ("gpus", "recompute", "rows"):
+        assert len({getattr(one, name) for one in SETTINGS}) >= 2
+    assert {one.lora_rank > 0 for one in SETTINGS} == {True, False}
+
+
+def test_the_table_has_a_line_for_every_measurement():
+    lines = comparison(RESULTS).splitlines()
+    assert len(lines) == 2 + len(SETTINGS) + len(RESULTS["decoding"])
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_hours_are_steps_times_seconds_and_what_surrounds_them():
+    for one in plan(FULL, GPUS["a100-80g"], 8):
+        seconds = one.steps * one.step_seconds + one.checkpoint_seconds
+        assert 3600 * one.hours == pytest.approx(seconds, abs=300)
+
+
+def test_all_stages_fit_eight_a100s_and_adapters_one_but_for_pretraining():
+    a100 = GPUS["a100-80g"]
+    assert all(one.fits(a100) for one in plan(FULL, a100, 8))
+    alone = plan(get_preset("full-lora"), a100, 1)
+    assert [one.fits(a100) for one in alone] == [False, True, True, True, True]
+    assert not all(one.fits(a100) for one in plan(FULL, a100, 1))
+
+
+def test_the_small_preset_fits_a_card_of_8_gb():
+    assert all(one.fits(GPUS["8g"]) for one in plan(get_preset("small"), GPUS["8g"]))
+
+
+def test_recomputing_takes_less_memory_and_more_time():
+    less = replace(FULL, machine=replace(FULL.machine, recompute=True))
+    for plain, again in zip(plan(FULL, H200, 2)[:3], plan(less, H200, 2)[:3]):
+        assert again.peak < plain.peak
+        assert again.step_seconds > plain.step_seconds
+
+
+def test_more_gpus_hold_less_each():
+    peaks = [plan(FULL, H200, n)[0].peak for n in (1, 2, 4, 8)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] / GIB > 100
+
+
+def test_a_budget_is_spent_to_the_last_hour():
+    stages = plan(FULL, GPUS["a100-80g"], 8)
+    bought = budget(stages, 8, 5000.0)
+    hours = [8 * one.hours for one in stages]
+    assert bought["pipelines"] * sum(hours) == pytest.approx(5000)
+    assert bought["after pretraining"] * sum(hours[1:]) == pytest.approx(5000)
+    first = stages[0]
+    steps = bought["tokens"] / first.tokens
+    spent = steps * first.step_seconds / 3600 * 8 + sum(hours[1:])
+    assert spent == pytest.approx(5000)
+    assert budget(stages, 8, 1.0)["tokens"] == 0
+
+
+def test_advice_names_the_stage_and_what_is_missing():
+    a100 = GPUS["a100-80g"]
+    stages = plan(FULL, a100, 1)
+    lines = advice(stages, FULL, a100, 1)
+    assert lines[0].startswith("06 pretraining does not fit: ")
+    assert "--recompute" in lines[0] and "--lora" not in lines[0]
+    assert "--lora 16" in lines[1]
+    assert advice(plan(FULL, a100, 8), FULL, a100, 8) == []
+
+
+def test_a_preset_for_a_cpu_is_refused():
+    with pytest.raises(ValueError, match="float32"):
+        plan(get_preset("toy"), H200)
+    with pytest.raises(ValueError, match="1 GPU or more"):
+        plan(FULL, H200, 0)
+
+
+def test_the_command_prints_the_plan(capsys):
+    assert main(["--preset", "full", "--gpu", "a100-80g", "--gpus", "8"]) == 0
+    said = capsys.readouterr().out
+    for part in ("A100 SXM 80G", "assumed", "06 pretraining", "5,000 GPU-hours"):
+        assert part in said
+
+
+def test_the_command_says_what_does_not_fit(capsys):
+    assert main(["--preset", "full", "--gpu", "24g", "--gpus", "1"]) == 1
+    assert "11 PPO does not fit" in capsys.readouterr().out
+
+
+def test_the_command_takes_other_dials(capsys):
+    dials = ["--gpus", "1", "--gpu", "h200", "--price", "2", "--micro-batch", "2"]
+    assert main([*dials, "--preset", "full-lora", "--recompute", "--budget", "10"]) == 0
+    said = capsys.readouterr().out
+    assert "$2.00 a GPU-hour (yours)" in said and "10 GPU-hours ($20)" in said
+
+
+def test_the_command_refuses_nonsense_in_one_line(capsys):
+    assert main(["--gpus", "0"]) == 2
+    assert capsys.readouterr().err == "expected 1 GPU or more (got 0)\n"
+    with pytest.raises(SystemExit):
+        main(["--preset", "toy"])
+
+
+def test_columns_line_up():
+    assert table(["a", "bb"], [["cc", "1"]]) == "a   bb\ncc   1"
+
+
+def test_measurements_of_several_runs_become_one():
+    def one(**more):
+        keys = {"name": "all weights", "rows": 4, "gpus": 1, "recompute": False}
+        return {**keys, **more}
+
+    first = {
+        "date": "d",
+        "ceilings": {"flops": 1.0, "bandwidth": 2.0},
+        "settings": [one(seconds=1.0), one(rows=8, error="out of memory")],
+        "decoding": [{"rows": 1, "seconds": 0.1}, {"rows": 2, "error": "lost"}],
+    }
+    second = {
+        "ceilings": {"flops": 9.0, "link": 3.0},
+        "settings": [one(gpus=2, seconds=2.0)],
+        "decoding": [],
+    }
+    both = merged([first, second])
+    assert both["ceilings"] == {"flops": 1.0, "bandwidth": 2.0, "link": 3.0}
+    assert [s["gpus"] for s in both["settings"]] == [1, 2]
+    assert [s["fitted"] for s in both["settings"]] == [True, False]
+    assert both["decoding"] == [{"rows": 1, "seconds": 0.1}] and both["date"] == "d"
