@@ -56,9 +56,7 @@ def stage_table(stages: list[Stage], gpu: GPU, gpus: int) -> str:
 def memory_table(memory: dict[str, Parts]) -> str:
     """GiB on one GPU: a row a network, a column a part."""
     names = list(dict.fromkeys(name for parts in memory.values() for name in parts))
-    names = [
-        n for n in names if any(p.get(n, 0) / GIB >= 0.005 for p in memory.values())
-    ]
+    seen = [n for n in names if any(p.get(n, 0) > GIB / 200 for p in memory.values())]
     rows = []
     for network, parts in memory.items():
         cells = [f"{parts.get(n, 0) / GIB:.2f}" for n in seen]
