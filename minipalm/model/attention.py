@@ -100,17 +100,33 @@ def fused_attention(
     Source: Dao et al. 2022, FlashAttention (arXiv 2205.14135), for the tiles.
     """
     B, H, T, K = q.shape
-    G, S = k.shape[1], k.shape[2]
+    G = k.shape[1]
     with sdpa_kernel(BACKENDS):
         if T == 1:  # it sees the same keys from each head: heads are rows of one matrix
             rows = q.reshape(B, G, H // G, K)
             allowed = None if mask is None else mask[:, None]
             one = F.scaled_dot_product_attention(rows, k, v, allowed)
             return one.view(B, H, 1, K)
-        if q.is_cuda and mask is None and T == S:
-            k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if q.is_cuda:
+            return attention_at_once(q, k, v, mask)
         return attention_in_blocks(q, k, v, mask)
+
+
+def attention_at_once(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S K"],
+    mask: Bool[Tensor, "B T S"] | None = None,
+) -> Float[Tensor, "B H T K"]:
+    """The same numbers in one call, for GPUs."""
+    H, T = q.shape[1:3]
+    G, S = k.shape[1:3]
+    if mask is None and T < S:
+        mask = torch.ones(1, T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    k, v = (x[:, :, None].expand(-1, -1, H // G, -1, -1).flatten(1, 2) for x in (k, v))
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, mask[:, None])
 
 
 def attention_in_blocks(

@@ -1,0 +1,294 @@
+"""Sampling at full size: every buffer is there from the start, every step is the same.
+
+`generate` grows its cache token by token, and Python starts each of the thousand
+kernels of a step by hand. At full size that takes longer than the kernels themselves.
+Here nothing changes its shape or its place from step to step, so that a GPU can record
+a step once, as a CUDA graph, and repeat it by itself.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from minipalm.config import PaLMConfig
+from minipalm.model.attention import fused_attention
+from minipalm.model.block import ParallelBlock, Rotations, split_heads
+from minipalm.model.compiled import compiled
+from minipalm.model.generate import Sampled
+from minipalm.model.palm import PaLM
+from minipalm.model.rope import rotations
+from minipalm.model.swiglu import swiglu
+
+LOOK_EVERY = 8  # tokens after which ended rows are counted; the GPU waits for that
+SMALLEST = 64  # rows; fewer cost as much, since the weights must be read in any case
+
+
+class Decoder:
+    """Answers to at most `rows` prompts at a time, from buffers of a fixed size.
+
+    Columns 0 to max_prompt − 1 of the buffers are the prompts', left-padded, the others
+    the answers'. A row that has ended goes on until half of the rows have, and the
+    others move up: a step then does half of them.
+
+    Args:
+        model: parallel blocks. It is not copied: the decoder samples from its weights
+            as they are at the time, so they may change in place (`refresh`, or
+            `merged` of a policy with adapters), but not move.
+        rows: B, prompts at a time.
+        max_prompt: P.
+        max_response: R, the longest answer.
+
+    Source: the scheme is that of gpt-fast (pytorch.org/blog/accelerating-generative-
+    ai-2, 2023): a static cache, compiled blocks, a CUDA graph.
+    """
+
+    def __init__(
+        self, model: PaLM, rows: int, max_prompt: int, max_response: int
+    ) -> None:
+        self.model, self.P, self.R = model, max_prompt, max_response
+        config, like = model.config, model.embedding.weight
+        size = (config.depth, rows, config.kv_heads, self.P + self.R, config.head_dim)
+        self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
+
+        def of(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=like.device)
+
+        self.row = of(rows)  # which prompt stands in each place
+        self.first = of(rows)  # the column where it begins
+        self.token = of(rows)  # the newest of each row
+        self.going = of(rows, dtype=torch.bool)  # it has not ended
+        self.responses = of(rows, self.R)
+        self.mask = of(rows, self.R, dtype=torch.bool)
+        self.logprobs = of(rows, self.R, dtype=torch.float32)
+        self.uniforms = of(rows, self.R, dtype=torch.float32)
+        self.drawn = of(1)  # tokens that each answer has so far
+        self.eos_id = of(1)
+        self.temperature = torch.ones(1, device=like.device)
+
+        self.sizes = [rows]  # of a step, the largest first
+        while self.sizes[-1] % 2 == 0 and self.sizes[-1] > SMALLEST:
+            self.sizes.append(self.sizes[-1] // 2)
+        self.graphs = {size: self.record(size) for size in self.sizes if like.is_cuda}
+
+    @torch.no_grad()
+    def refresh(self, weights_from: PaLM) -> None:
+        """Take over the weights of a model of the same shape, sharded or not, in place.
+
+        A sharded one is put together weight by weight, which all ranks must do at once.
+        """
+        for mine, theirs in zip(
+            self.model.parameters(), weights_from.parameters(), strict=True
+        ):
+            whole = theirs.to(mine.dtype)
+            mine.copy_(whole.full_tensor() if isinstance(whole, DTensor) else whole)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Int[Tensor, "B P"],
+        prompt_mask: Bool[Tensor, "B P"],
+        uniforms: Float[Tensor, "B T"],
+        *,
+        eos_id: int,
+        temperature: float = 1.0,
+    ) -> Sampled:
+        """Answer each prompt until its end-of-sequence token, or for T tokens.
+
+        Token t of row b is the first whose cumulative probability exceeds
+        uniforms[b, t]. So an answer depends on its own prompt and numbers, and not on
+        the batch that it is in.
+
+        Args:
+            prompts, prompt_mask: left-padded, not empty; B ≤ rows, P ≤ max_prompt.
+            uniforms: from [0, 1), independent; T ≤ max_response.
+            eos_id: ends a row.
+            temperature: divides the logits; above 0.
+
+        Returns:
+            as `generate` does.
+
+        Raises:
+            ValueError: a prompt is not left-padded or empty, or more is asked for than
+                there is room.
+        """
+        B, T = uniforms.shape
+        self.begin(prompts, prompt_mask, uniforms, eos_id, temperature)
+        sizes = [size for size in self.sizes if size >= B]
+        size = sizes[-1]
+        self.read_prompts(size)
+        for t in range(1, T):
+            if t % LOOK_EVERY == 1:
+                left = int(self.going.sum())
+                if left == 0:
+                    break
+                while size // 2 in self.sizes and left <= size // 2:
+                    self.move_up(size)
+                    size //= 2
+            if size in self.graphs:
+                self.graphs[size].replay()
+            else:
+                self.step(size)
+        order = self.row.argsort()[:B]
+        done = (self.responses, self.mask, self.logprobs)
+        return Sampled(*(x[order, :T] for x in done))
+
+    def begin(
+        self,
+        prompts: Int[Tensor, "B P"],
+        prompt_mask: Bool[Tensor, "B P"],
+        uniforms: Float[Tensor, "B T"],
+        eos_id: int,
+        temperature: float,
+    ) -> None:
+        """Fill the buffers; places that no prompt has count as ended rows."""
+        (B, T), P = uniforms.shape, prompts.shape[1]
+        if not (prompt_mask[:, -1].all() and (prompt_mask.long().diff() >= 0).all()):
+            raise ValueError("prompts must be left-padded and not empty")
+        if B > len(self.row) or P > self.P or T > self.R or len(prompts) != B:
+            raise ValueError(
+                f"there is room for {len(self.row)} rows of {self.P} + {self.R} tokens "
+                f"(got prompts {tuple(prompts.shape)} and numbers {tuple((B, T))})"
+            )
+        self.row.copy_(torch.arange(len(self.row)))
+        self.prompts = F.pad(prompts, (self.P - P, 0, 0, len(self.row) - B))
+        self.seen = F.pad(prompt_mask, (self.P - P, 0, 0, len(self.row) - B))
+        self.first.copy_(self.P - self.seen.sum(1))
+        self.uniforms[:B, :T] = uniforms
+        self.mask.zero_()
+        self.logprobs.zero_()
+        self.going.copy_(self.row < B)
+        self.drawn.zero_()
+        self.eos_id.fill_(eos_id)
+        self.temperature.fill_(temperature)
+
+    def read_prompts(self, size: int) -> None:
+        """Keep keys and values of the prompts; draw each answer's first token."""
+        last = []
+        for part in torch.arange(size).split(self.sizes[-1]):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            mask, rope = self.model.places(self.prompts[rows], self.seen[rows].long())
+            columns = torch.arange(self.P, device=self.row.device)
+            assert mask is not None
+            last.append(self.last_hidden(self.prompts[rows], mask, rope, columns, rows))
+        self.draw(torch.cat(last))
+
+    @torch.no_grad()
+    def step(self, size: int) -> None:
+        """Draw one token more for each of the first `size` rows."""
+        column = self.P + self.drawn - 1  # of the newest token
+        columns = torch.arange(self.P + self.R, device=self.row.device)
+        first = self.first[:size, None]
+        mask = ((first <= columns) & (columns <= column))[:, None]
+        config = self.model.config
+        rope = rotations(column - first, config.head_dim, config.rope_base)
+        ids = self.token[:size, None]
+        self.draw(self.last_hidden(ids, mask, rope, column, slice(0, size)))
+
+    def last_hidden(
+        self,
+        ids: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B T S"],
+        rope: Rotations,
+        columns: Int[Tensor, "T"],
+        rows: slice,
+    ) -> Float[Tensor, "B D"]:
+        """The state at the last of T tokens, which stand in these columns and rows."""
+        layer = compiled(decoder_layer) if ids.is_cuda else decoder_layer
+        x = self.model.embedding(ids)
+        for number, block in enumerate(self.model.blocks):
+            keys, values = self.keys[number, rows], self.values[number, rows]
+            weights = block_weights(block)
+            x = layer(x, mask, rope, columns, keys, values, weights, self.model.config)
+        return self.model.norm(x[:, -1])
+
+    def draw(self, hidden: Float[Tensor, "B D"]) -> None:
+        """Note the next token of the first B rows; ended ones keep theirs."""
+        B, t = len(hidden), self.drawn
+        choose = compiled(next_token) if hidden.is_cuda else next_token
+        uniforms = self.uniforms[:B].index_select(1, t)[:, 0]
+        head = self.model.embedding.weight
+        token, logprob = choose(hidden, head, self.temperature, uniforms)
+        going = self.going[:B]
+        self.token[:B] = token
+        self.responses[:B].index_copy_(1, t, token[:, None])
+        self.logprobs[:B].index_copy_(1, t, (logprob * going)[:, None])
+        self.mask[:B].index_copy_(1, t, going[:, None])
+        going &= token != self.eos_id
+        t += 1
+
+    def move_up(self, size: int) -> None:
+        """Put the rows that go on before those that have ended."""
+        order = self.going[:size].long().argsort(descending=True, stable=True)
+        for state in (
+            *(self.row, self.first, self.token, self.going),
+            *(self.responses, self.mask, self.logprobs, self.uniforms),
+        ):
+            state[:size] = state[order]
+        for number in range(len(self.keys)):  # layer by layer: less to hold at once
+            for kept in (self.keys[number], self.values[number]):
+                kept[: size // 2] = kept[order[: size // 2]]
+
+    def record(self, size: int) -> torch.cuda.CUDAGraph:
+        """A step as a CUDA graph: kernels, addresses and order, to be replayed."""
+        self.step(size)  # compiles what is not compiled yet
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        self.drawn.zero_()
+        with torch.cuda.graph(graph):
+            self.step(size)
+        return graph
+
+
+def block_weights(block: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four of a parallel block; adapters count once they are merged."""
+    assert isinstance(block, ParallelBlock)
+    w_in, w_attention = block.w_in.weight, block.w_attention.weight
+    return block.norm.weight, w_in, w_attention, block.w_feedforward.weight
+
+
+def decoder_layer(
+    x: Float[Tensor, "B T D"],
+    mask: Bool[Tensor, "B T S"],
+    rope: Rotations,
+    columns: Int[Tensor, "T"],
+    keys: Float[Tensor, "B G C K"],
+    values: Float[Tensor, "B G C K"],
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    config: PaLMConfig,
+) -> Float[Tensor, "B T D"]:
+    """A ParallelBlock; keys and values go to their columns of one layer's buffers.
+
+    A prompt's tokens look at each other (S = T), a single one at all C columns.
+    """
+    norm, w_in, w_attention, w_feedforward = weights
+    h = F.layer_norm(x, norm.shape, norm)
+    widths = [config.qkv_dim, config.ff_dim, config.ff_dim]
+    qkv, gate, up = F.linear(h, w_in).split(widths, dim=-1)
+    q, k, v = split_heads(qkv, config, rope)
+    keys.index_copy_(2, columns, k)
+    values.index_copy_(2, columns, v)
+    if x.shape[1] == 1:
+        k, v = keys, values
+    heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
+    y = F.linear(heads, w_attention) + F.linear(swiglu(gate, up), w_feedforward)
+    return x + y
+
+
+def next_token(
+    hidden: Float[Tensor, "B D"],
+    head: Float[Tensor, "V D"],
+    temperature: Float[Tensor, "1"],
+    uniforms: Float[Tensor, "B"],
+) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+    """Tokens by the inverse of the cumulative law, and their log-probabilities.
+
+    Example: probabilities (.5, .3, .2) cumulate to (.5, .8, 1): a number from 0 to
+    below .5 gives token 0, from .5 to below .8 token 1, the others token 2.
+    """
+    law = (F.linear(hidden, head).float() / temperature).log_softmax(-1)
+    below = law.exp().cumsum(-1) <= uniforms[:, None]
+    token = below.sum(-1).clamp(max=len(head) - 1)  # rounding: the sum may stay below 1
+    return token, law.gather(-1, token[:, None])[:, 0]
