@@ -8,6 +8,8 @@ from torch import Tensor
 
 from minipalm.data.tokenizer import Tokenizer
 
+HELD_OUT = 1 << 20
+
 Padded = tuple[Int[Tensor, "N T"], Bool[Tensor, "N T"]]
 
 
@@ -43,16 +45,18 @@ def hold_out_stream(
 ) -> tuple[Int[Tensor, "A"], Int[Tensor, "B"]]:
     """Cut a stream in two: the text to train on, and a fiftieth of it to test on.
 
+    Not more than `HELD_OUT` tokens are tested on, however long the stream.
+
     Raises:
         ValueError: there is not a row of `window` tokens for each.
     """
-    cut = max(len(stream) // 50, window)
+    cut = max(min(len(stream) // 50, HELD_OUT), window)
     if len(stream) < 2 * window:
         raise ValueError(
             f"{source}: expected at least {2 * window} tokens, a row of {window} to "
             f"train on and one to test on, got {len(stream)}; add text"
         )
-    return stream[cut:], stream[:cut]
+    return stream[cut:], stream[:cut].long()  # a stream on a disk may be 16-bit
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int) -> Padded:

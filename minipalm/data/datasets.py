@@ -1,22 +1,21 @@
-"""Read JSON-lines files: one JSON object a line, TinyTales' files or your own.
+"""Records of JSON-lines or Parquet files: TinyTales' files, or your own.
 
 Every record remembers where it came from ("data/text.jsonl:17"), so that whoever
 finds it wrong later can say which line to mend. Fields beyond those named here are
 ignored, blank lines and the byte-order mark that some editors write are skipped.
+A path may be a pattern, "corpus/*.parquet", or a list of them.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from random import Random
 from typing import TypeVar
 
+from minipalm.data.lines import DataError, Paths, input_files, short
+from minipalm.data.records import Limits, Records, count_tokens
 from minipalm.data.tokenizer import Tokenizer
 
-
-class DataError(ValueError):
-    """What is wrong with a file, at which line, and how to mend it."""
+LARGE = 32 << 20  # bytes; a longer input stays on the disk, as `Records`
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,47 +44,65 @@ class Preference:
     rejected: str
     source: str
 
-
-R = TypeVar("R", Demonstration, Preference)
-
-
-def read_texts(path: str | Path) -> list[Text]:
-    """Lines such as `{"text": "the fox slept ."}`; raises DataError."""
-    return [Text(*fields) for fields in _read(path, "text")]
-
-
-def read_prompts(path: str | Path) -> list[Prompt]:
-    """Lines such as `{"prompt": "sad story about the fox :"}`; raises DataError."""
-    return [Prompt(*fields) for fields in _read(path, "prompt")]
-
-
-def read_demonstrations(path: str | Path) -> list[Demonstration]:
-    """Lines `{"prompt": ..., "response": ...}`; raises DataError."""
-    return [Demonstration(*fields) for fields in _read(path, "prompt", "response")]
-
-
-def read_preferences(path: str | Path) -> list[Preference]:
-    """Lines `{"prompt": ..., "chosen": ..., "rejected": ...}`; raises DataError."""
-    preferences = []
-    for fields in _read(path, "prompt", "chosen", "rejected"):
-        preference = Preference(*fields)
-        if preference.chosen == preference.rejected:
+    def __post_init__(self) -> None:
+        if self.chosen == self.rejected:
             raise DataError(
-                f"{preference.source}: fields 'chosen' and 'rejected': expected two"
-                f" different responses, got {_short(preference.chosen)} twice;"
+                f"{self.source}: fields 'chosen' and 'rejected': expected two"
+                f" different responses, got {short(self.chosen)} twice;"
                 " remove the line"
             )
-        preferences.append(preference)
-    return preferences
 
 
-def hold_out(records: Sequence[R], share: float, seed: int) -> tuple[list[R], list[R]]:
+R = TypeVar("R")
+Pair = TypeVar("Pair", Demonstration, Preference)
+Record = Text | Prompt | Demonstration | Preference
+
+
+def read_texts(paths: Paths) -> list[Text] | Records[Text]:
+    """Lines such as `{"text": "the fox slept ."}`; raises DataError."""
+    return _read(Text, paths)
+
+
+def read_prompts(paths: Paths) -> list[Prompt]:
+    """Lines such as `{"prompt": "sad story about the fox :"}`; raises DataError.
+
+    Always a list, however many: prompts are short, and drawn at random.
+    """
+    return list(Records(Prompt, tuple(input_files(paths))))
+
+
+def read_demonstrations(paths: Paths) -> list[Demonstration] | Records[Demonstration]:
+    """Lines `{"prompt": ..., "response": ...}`; raises DataError."""
+    return _read(Demonstration, paths)
+
+
+def read_preferences(paths: Paths) -> list[Preference] | Records[Preference]:
+    """Lines `{"prompt": ..., "chosen": ..., "rejected": ...}`; raises DataError."""
+    return _read(Preference, paths)
+
+
+def _read(kind: type[R], paths: Paths) -> list[R] | Records[R]:
+    """A list, or where that would be too large what can be read like one."""
+    records = Records(kind, tuple(input_files(paths)))
+    if records.bytes <= LARGE:
+        return list(records)
+    records[:1]  # raises now if the files are of another kind
+    return records
+
+
+def hold_out(
+    records: Sequence[Pair] | Records[Pair], share: float, seed: int
+) -> tuple[list[Pair], list[Pair]] | tuple[Records[Pair], Records[Pair]]:
     """Part the records at random: those to train on, and a share to test on.
 
-    Equal records stay together, so that nothing is tested that was trained on. Raises
-    DataError if one of the two would be empty.
+    Equal records stay together, so that nothing is tested that was trained on. Records
+    of large files are not counted: about that share is tested on. Raises DataError if
+    one of the two lists would be empty.
     """
-    groups: dict[str, list[R]] = {}
+    if isinstance(records, Records):
+        test = replace(records, share=(seed, 0.0, share))
+        return replace(records, share=(seed, share, 1.0)), test
+    groups: dict[str, list[Pair]] = {}
     for record in records:
         groups.setdefault(repr(replace(record, source="")), []).append(record)
     order = list(groups.values())
@@ -96,11 +113,29 @@ def hold_out(records: Sequence[R], share: float, seed: int) -> tuple[list[R], li
             f"{records[0].source.rpartition(':')[0]}: expected at least 2 different "
             f"records, one to train on and one to test on, got {len(order)}; add some"
         )
-    test, train = order[:cut], order[cut:]
-    return [r for group in train for r in group], [r for group in test for r in group]
+    tests, train = order[:cut], order[cut:]
+    return [r for group in train for r in group], [r for group in tests for r in group]
 
 
 # --- lengths, in tokens -------------------------------------------------------------
+
+
+def fitting(
+    records: Sequence[Pair] | Records[Pair],
+    tokenizer: Tokenizer,
+    max_prompt: int,
+    max_response: int,
+) -> Sequence[Pair] | Records[Pair]:
+    """The records, all of which fit: prompts with <bos>, answers with <eos>.
+
+    Raises DataError at the first that is too long. In large files somebody is always
+    too long: such records are left out, and counted by whoever tokenizes the rest.
+    """
+    if isinstance(records, Records):
+        return replace(records, limits=Limits(tokenizer, max_prompt, max_response))
+    check_prompt_lengths(records, tokenizer, max_prompt)
+    check_response_lengths(records, tokenizer, max_response)
+    return records
 
 
 def check_prompt_lengths(
@@ -110,7 +145,7 @@ def check_prompt_lengths(
 ) -> None:
     """Raise DataError at the first prompt that, with <bos>, is over max_tokens."""
     for record in records:
-        tokens = 1 + _count(record.prompt, "prompt", record.source, tokenizer)
+        tokens = 1 + count_tokens(record.prompt, "prompt", record.source, tokenizer)
         if tokens > max_tokens:
             raise _too_long(record.source, "field 'prompt'", tokens, max_tokens)
 
@@ -126,7 +161,7 @@ def check_response_lengths(
             if name in ("prompt", "source"):
                 continue
             answer = getattr(record, name)
-            tokens = 1 + _count(answer, name, record.source, tokenizer)
+            tokens = 1 + count_tokens(answer, name, record.source, tokenizer)
             if tokens > max_tokens:
                 raise _too_long(record.source, f"field '{name}'", tokens, max_tokens)
 
@@ -139,12 +174,14 @@ def check_window(
     """Raise DataError at the first record that is over max_tokens in one piece.
 
     A piece is <bos>, the prompt if there is one, a text or response, and <eos>; a
-    preference has two.
+    preference has two. In large files somebody is always too long: see `fitting`.
     """
+    if isinstance(records, Records):
+        return
     for record in records:
         fields = [name for name in record.__slots__ if name != "source"]
         tokens = {
-            name: _count(getattr(record, name), name, record.source, tokenizer)
+            name: count_tokens(getattr(record, name), name, record.source, tokenizer)
             for name in fields
         }
         prompt = tokens.pop("prompt", 0)
@@ -156,123 +193,9 @@ def check_window(
             raise _too_long(record.source, "field 'prompt'", 1 + prompt, max_tokens)
 
 
-def _count(text: str, field: str, source: str, tokenizer: Tokenizer) -> int:
-    try:
-        return len(tokenizer.encode(text))
-    except ValueError as error:  # a word that the tokenizer does not know
-        raise DataError(f"{source}: field '{field}': {error}") from None
-
-
 def _too_long(source: str, where: str, tokens: int, max_tokens: int) -> DataError:
     return DataError(
         f"{source}: {where}: expected at most {max_tokens} tokens, special ones"
         f" counted, got {tokens}; shorten it, remove the line or choose a scale with"
         " a longer window"
     )
-
-
-# --- lines --------------------------------------------------------------------------
-
-
-def _read(path: str | Path, *fields: str) -> Iterator[tuple[str, ...]]:
-    """The named fields of each line, with "path:line" behind them."""
-    number_read = 0
-    for source, line in _lines(Path(path)):
-        yield (*_fields(line, fields, source), source)
-        number_read += 1
-    if not number_read:
-        example = json.dumps(dict.fromkeys(fields, "..."))
-        raise DataError(
-            f"{path}: expected a JSON object on each line, such as {example},"
-            " got an empty file; put at least one line in it"
-        )
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("path:line", line) for each line that is not blank."""
-    try:
-        file = path.open("rb")  # bytes: a line that is not UTF-8 can then be named
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected a JSON-lines file, got: {error.strerror};"
-            " correct the path, or make TinyTales' files with"
-            " `python -m minipalm.data.make --out data`"
-        ) from None
-    with file:
-        for number, raw in enumerate(file, start=1):
-            source = f"{path}:{number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{source}: expected UTF-8, got the byte"
-                    f" 0x{raw[error.start]:02x} at position {error.start + 1};"
-                    " save the file as UTF-8"
-                ) from None
-            if line.strip():
-                yield source, line
-
-
-def _fields(line: str, fields: Sequence[str], source: str) -> list[str]:
-    """The values of the fields in one line, each a string that is not blank."""
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        why = str(error).split(": line 1")[0]  # it cannot know the line of the file
-        raise DataError(
-            f"{source}: expected a JSON object on one line, got {_short(line.strip())}"
-            f" ({why}); mend the line or remove it"
-        ) from None
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{source}: expected a JSON object with {_names(fields)},"
-            f" got {_described(content)}; write it as {{...}}"
-        )
-    for field in fields:
-        if field not in content:
-            raise DataError(
-                f"{source}: field '{field}': expected {_names(fields)},"
-                f" got {_names(content) or 'no field'}; add or rename the field"
-            )
-    return [_text(content[field], f"{source}: field '{field}'") for field in fields]
-
-
-def _text(value: object, where: str) -> str:
-    """The value itself, if it is a string with something in it."""
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: expected a string, got {_described(value)}; put it in quotes"
-        )
-    if not value.strip():
-        raise DataError(
-            f"{where}: expected some text, got {_short(value)};"
-            " fill it in or remove the line"
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half of an emoji: "\\ud83e"
-        raise DataError(
-            f"{where}: expected whole characters, got half of one in {_short(value)};"
-            " write the character itself instead of \\u escapes"
-        ) from None
-    return value
-
-
-def _described(value: object) -> str:
-    """The JSON word for a value's type, and the value."""
-    if value is None:
-        return "null"
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return f"{names.get(type(value), 'a number')} {_short(value)}"
-
-
-def _names(fields: Iterable[str]) -> str:
-    return _cut(", ".join(repr(field) for field in fields))
-
-
-def _short(value: object) -> str:
-    return _cut(repr(value))
-
-
-def _cut(shown: str) -> str:
-    return shown if len(shown) <= 60 else shown[:57] + "..."

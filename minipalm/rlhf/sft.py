@@ -29,7 +29,8 @@ class Rows:
         return len(self.ids)
 
     def __getitem__(self, rows: Int[Tensor, "R"] | slice) -> "Rows":
-        return Rows(self.ids[rows], self.segments[rows], self.mask[rows])
+        ids, segments = self.ids[rows].long(), self.segments[rows].long()
+        return Rows(ids, segments, self.mask[rows])  # on a disk they may be 16-bit
 
     def to(self, device: torch.device) -> "Rows":
         return Rows(self.ids.to(device), self.segments.to(device), self.mask.to(device))
