@@ -17,6 +17,7 @@ import ctypes
 import json
 import logging
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from typing import Any, NoReturn
 # Optional to Jupyter; compiles a grammar when imported, which takes 3 s of CPU time.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
+KERNEL = "--kernel"  # the first argument of a process that is to be a kernel
 CLASSROOM = "classroom"  # tag of a cell that only teaches: batch runs leave it out
 
 
@@ -87,7 +89,7 @@ def write_kernelspec(folder: Path) -> str:
     name = "minipalm-this-python"
     spec = folder / "kernels" / name / "kernel.json"
     spec.parent.mkdir(parents=True)
-    launch = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
+    launch = [sys.executable, "-Xfrozen_modules=off", "-m", "minipalm.spmd", KERNEL]
     text = {
         "argv": [*launch, "-f", "{connection_file}"],
         "display_name": name,
@@ -175,10 +177,20 @@ def stop_on_signals() -> None:
         signal.signal(each, stop)
 
 
-def die_with_parent() -> None:
-    """Receive SIGTERM when the parent dies, even by kill -9 (Linux has this)."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Receive a signal when the parent dies, even by kill -9 (Linux has this)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, number)  # 1 is PR_SET_PDEATHSIG
+
+
+def become_kernel() -> None:
+    """Be a kernel of Jupyter's, which cannot outlive its rank and hold its GPU.
+
+    A kernel looks for its parent itself, but not while it computes in C.
+    """
+    if sys.platform == "linux":
+        die_with_parent(signal.SIGKILL)
+    runpy.run_module("ipykernel_launcher", run_name="__main__")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,8 +217,13 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="stop when the process that started this one dies (Linux)",
     )
+    parser.add_argument(
+        "--unless", type=Path, metavar="FILE", help="do nothing if this file is there"
+    )
     args = parser.parse_args(argv)
     stop_on_signals()
+    if args.unless and args.unless.exists():
+        return 0
     try:
         values = parse_parameters(known_parameters(args.notebook), args.p)
     except ValueError as error:
@@ -235,4 +252,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == [KERNEL]:
+        del sys.argv[1]
+        become_kernel()
+    else:
+        sys.exit(main())

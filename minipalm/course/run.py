@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.course.lock import lock
+from minipalm.course.nodes import Nodes
 from minipalm.data.datasets import (
     read_demonstrations,
     read_preferences,
@@ -44,6 +45,7 @@ STOPPING = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if hasattr(signal, name)
 ]
+ONE = Nodes()  # one process, on this machine
 SMALL = ("smoke", "toy")  # one thread: more of them only wait for each other
 
 
@@ -148,22 +150,37 @@ def prepare(folder: Path, made_from: dict[str, Any], code: str) -> tuple[bool, s
 
 
 def execute(
-    notebook: Path, output: Path, values: dict[str, Any], keep_open: int
+    notebook: Path,
+    output: Path,
+    values: dict[str, Any],
+    keep_open: int | None,
+    launcher: Sequence[str] = (),
+    unless: Path | None = None,
 ) -> Spent:
     """Run a notebook in a process of its own; if we are stopped, stop it first.
 
     keep_open: the descriptor of a lock that the process shall hold as well.
+    launcher: what Python is given before `-m minipalm.spmd`, to run it on many ranks.
+    unless: a file; where it is there, the ranks have nothing to do.
     """
-    command = [sys.executable, "-m", "minipalm.spmd", "--with-parent"]
+    command = [sys.executable, *launcher, "-m", "minipalm.spmd", "--with-parent"]
+    if unless is not None:
+        command += ["--unless", str(unless)]
     for name, value in values.items():
         command += ["-p", name, json.dumps(value)]  # JSON is YAML
     command += [str(notebook), str(output)]
     env = dict(os.environ)
     if values["scale"] in SMALL:
         env.setdefault("OMP_NUM_THREADS", "1")
-    shared = () if os.name == "nt" else (keep_open,)
+    shared = () if os.name == "nt" or keep_open is None else (keep_open,)
     begin = time.monotonic()
-    child = subprocess.Popen(command, cwd=ROOT, env=env, pass_fds=shared)
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=env,
+        pass_fds=shared,
+        start_new_session=bool(launcher),  # or Ctrl-C in a terminal reaches it twice
+    )
     try:
         if sys.platform == "win32":
             return Spent(child.wait(), time.monotonic() - begin, float("nan"))
@@ -181,14 +198,25 @@ def execute(
         raise
 
 
+def parameters(args: argparse.Namespace, files: dict[str, Path]) -> dict[str, Any]:
+    """What a stage's notebook is told."""
+    values = {"scale": args.scale, "seed": args.seed, "out": shown(args.out)}
+    return values | {name: shown(path) for name, path in files.items()}
+
+
 def run_stage(
     notebook: Path,
     args: argparse.Namespace,
     files: dict[str, Path],
     after: dict[str, str],
     keep_open: int,
+    launcher: Sequence[str] = (),
+    wait_for_all: bool = False,
 ) -> Spent:
-    """Run a stage unless it is complete, say so, and enter its run into `after`."""
+    """Run a stage unless it is complete, say so, and enter its run into `after`.
+
+    wait_for_all: other machines wait for this stage, so even a complete one is begun.
+    """
     stage, folder = notebook.stem, args.out / notebook.stem
     made_from = {
         "scale": args.scale,
@@ -201,30 +229,36 @@ def run_stage(
     )
     if complete:
         print(f"{stage}: complete", flush=True)
-        return Spent(0, 0.0, 0.0)
-    print(f"{stage}: into {shown(folder)}", flush=True)
-    values = {"scale": args.scale, "seed": args.seed, "out": shown(args.out)}
-    values |= {name: shown(path) for name, path in files.items()}
-    spent = execute(notebook, folder / notebook.name, values, keep_open)
+        if not wait_for_all:
+            return Spent(0, 0.0, 0.0)
+    else:
+        print(f"{stage}: into {shown(folder)}", flush=True)
+    output, values = folder / notebook.name, parameters(args, files)
+    done = folder / "done.json" if wait_for_all else None
+    spent = execute(notebook, output, values, keep_open, launcher, done)
     if spent.status == 0 and not (folder / "done.json").is_file():
         print(f"{notebook.name} ran to its end without done.json", file=sys.stderr)
         spent = spent._replace(status=1)
-    if spent.status == 0:
+    if spent.status == 0 and not complete:
         print(f"{stage}: {spent.wall:.1f} s, {spent.cpu:.1f} CPU-s", flush=True)
         (folder / TIMES).write_text(json.dumps(spent._asdict()) + "\n", "utf-8")
     return spent
 
 
 def run_stages(
-    args: argparse.Namespace, inputs: dict[str, dict[str, Path]], keep_open: int
+    args: argparse.Namespace,
+    inputs: dict[str, dict[str, Path]],
+    keep_open: int,
+    nodes: Nodes = ONE,
 ) -> int:
     """Run what is not complete. Returns 0, or the exit status of what stopped it."""
     after: dict[str, str] = {}
     resume = "run the same command again: it resumes at the last checkpoint."
-    for stage, files in inputs.items():
+    for index, (stage, files) in enumerate(inputs.items()):
         notebook = args.notebooks / f"{stage}.ipynb"
+        how = nodes.launcher(index), nodes.several
         try:
-            spent = run_stage(notebook, args, files, after, keep_open)
+            spent = run_stage(notebook, args, files, after, keep_open, *how)
         except SystemExit as stop:
             print(f"\nStopped in {stage}. To go on, {resume}", file=sys.stderr)
             return int(stop.code or 0)
@@ -248,6 +282,15 @@ def stages_until(last: str | None) -> tuple[str, ...]:
     if last not in STAGES:
         raise ValueError(f"--until must be one of {', '.join(STAGES)} (got {last!r})")
     return STAGES[: STAGES.index(last) + 1]
+
+
+def all_inputs(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
+    """The input files of each stage that is to run; see find_inputs."""
+    given = {"preferences": args.preferences}
+    return {
+        stage: find_inputs(args.notebooks / f"{stage}.ipynb", args.data, given)
+        for stage in stages_until(args.until)
+    }
 
 
 def report(out: Path) -> None:
@@ -296,14 +339,7 @@ def main(argv: list[str] | None = None) -> int:
     try:  # whatever can be wrong is said before anything runs
         get_preset(args.scale)
         check_place(args.out, args.scale, args.seed)
-        inputs = {
-            stage: find_inputs(
-                args.notebooks / f"{stage}.ipynb",
-                args.data,
-                {"preferences": args.preferences},
-            )
-            for stage in stages_until(args.until)
-        }
+        inputs = all_inputs(args)
         with lock(args.out) as held, signals_as_they_were():
             stop_on_signals()
             return run_stages(args, inputs, held.fileno())

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 
 import nbformat
@@ -133,8 +134,8 @@ def test_ctrl_c_and_sigterm_together_leave_one_line_and_no_kernel(
         process.send_signal(signal.SIGINT)
         process.terminate()
         _, _, err = finish(process)
-        (line,) = err.strip().splitlines()
-        assert line.startswith("stopped by SIG")
+        assert len(err.strip().splitlines()) == 1, err
+        assert err.strip().startswith("stopped by SIG")
         psutil.wait_procs(kernels, timeout=5)
         assert not any(kernel.is_running() for kernel in kernels)
 
@@ -165,6 +166,28 @@ def test_rank_1_writes_its_own_notebook_and_shows_nothing(
     assert (code, out) == (0, "")
     assert not output.exists()
     assert texts(tmp_path / "out.rank-1.ipynb") == ["", "1\n"]
+
+
+def test_nothing_is_run_where_a_file_says_that_it_was(write_notebook, python, tmp_path):
+    done, output = tmp_path / "done", tmp_path / "out.ipynb"
+    notebook = write_notebook("once", "print('ran')")
+    assert finish(python(*SPMD, "--unless", done, notebook, output))[1] == "ran\n"
+    done.touch()
+    code, out, err = finish(python(*SPMD, "--unless", done, notebook, output))
+    assert (code, out, err) == (0, "", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux has")
+def test_a_kernel_that_computes_in_c_dies_with_its_rank(
+    write_notebook, python, tmp_path
+):
+    deaf = "import ctypes; ctypes.PyDLL(None).sleep(60)"  # no thread of Python runs
+    notebook = write_notebook("deaf", f"print('begun', flush=True)\n{deaf}")
+    process = python(*SPMD, notebook, tmp_path / "out.ipynb")
+    process.stdout.readline()
+    (kernel,) = psutil.Process(process.pid).children()
+    process.kill()
+    assert not psutil.wait_procs([kernel], timeout=5)[1]
 
 
 def test_parameters_are_read_as_yaml_and_floats_stay_floats():

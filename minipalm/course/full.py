@@ -1,0 +1,116 @@
+"""Run the pipeline in batch, at a size that needs GPUs: each stage on all ranks.
+
+    ./course full                                full size, one rank a GPU
+    ./course full --scale full-lora --gpus 1     adapters: one GPU of 80 GB
+    ./course full --until 07_sft --out runs/mine --data my_data
+
+The stages are those of `./course run`, and so is what is skipped, resumed and made
+again. Only the start differs: where there is more than one rank, torchrun runs each
+stage's notebook on all of them, and when one of them fails, it stops the others.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from minipalm.config import get_preset
+from minipalm.course import ROOT
+from minipalm.course.lock import lock
+from minipalm.course.nodes import Nodes, add_options, find_nodes
+from minipalm.course.run import (
+    SMALL,
+    all_inputs,
+    check_place,
+    execute,
+    parameters,
+    run_stages,
+    signals_as_they_were,
+)
+from minipalm.spmd import stop_on_signals
+
+
+def count_gpus(args: argparse.Namespace) -> int:
+    """GPUs that this run may use: none at the scales that are made for a CPU."""
+    if args.cpus is not None or args.scale in SMALL:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def follow(args: argparse.Namespace, stages: list[str], nodes: Nodes) -> int:
+    """Take part in what machine 0 runs. Returns 0, or what stopped it."""
+    for index, stage in enumerate(stages):
+        print(f"{stage}: with machine 0, {nodes.host}", flush=True)
+        notebook = args.notebooks / f"{stage}.ipynb"
+        folder = args.out / stage
+        try:
+            status = execute(
+                notebook,
+                folder / notebook.name,
+                parameters(args, args.inputs[stage]),
+                None,
+                nodes.launcher(index),
+                folder / "done.json",
+            ).status
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        if status:
+            print(
+                f"{stage}: ended here. What machine 0 says counts; to go on, run the "
+                "same commands again.",
+                file=sys.stderr,
+            )
+            return status
+    return 0
+
+
+def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
+    """The program's name, and what it was asked."""
+    parser = argparse.ArgumentParser(
+        prog="./course full", description="Run it all in batch, on GPUs."
+    )
+    parser.add_argument(
+        "--scale", default="full", help="full, full-lora or small (default: full)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default: runs/SCALE")
+    parser.add_argument("--until", metavar="STAGE", help="the last one to run")
+    parser.add_argument("--data", type=Path, help="folder of your own files")
+    parser.add_argument(
+        "--preferences", type=Path, help="your own comparisons, instead of a labeller's"
+    )
+    parser.add_argument(
+        "--notebooks", type=Path, default=ROOT / "solutions", help="default: solutions"
+    )
+    add_options(parser)
+    args = parser.parse_args(argv)
+    args.out = args.out or ROOT / "runs" / args.scale
+    return parser.prog, args
+
+
+def main(argv: list[str] | None = None) -> int:
+    prog, args = parse(argv)
+    try:  # whatever can be wrong is said before anything runs
+        get_preset(args.scale)
+        nodes = find_nodes(args, count_gpus(args))
+        check_place(args.out, args.scale, args.seed)
+        args.inputs = all_inputs(args)
+        cores = (os.cpu_count() or 1) // nodes.ranks
+        if args.scale not in SMALL:
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
+        with signals_as_they_were():
+            stop_on_signals()
+            if nodes.number:
+                return follow(args, list(args.inputs), nodes)
+            with lock(args.out) as held:
+                return run_stages(args, args.inputs, held.fileno(), nodes)
+    except (ValueError, RuntimeError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

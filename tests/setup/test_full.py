@@ -1,0 +1,331 @@
+"""./course full: the stages on many ranks, and every way in which they can end."""
+
+import os
+import signal
+import socket
+import time
+
+import nbformat
+import psutil
+import pytest
+
+from minipalm.course.nodes import Nodes, find_nodes
+from minipalm.course.supervise import how_it_ended
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
+
+# The real program with stages of our own, and without the report.
+DRIVER = """
+import sys
+from minipalm.course import full, run
+run.STAGES = STAGES
+run.report = lambda out: print("REPORT")
+sys.exit(full.main())
+"""
+PARAMETERS = 'scale = "toy"\nseed = 0\nout = "unset"\ntext = "data/text.jsonl"'
+ALONE = """
+import os, pathlib, time
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+folder = pathlib.Path(out) / STAGE
+"""
+TOGETHER = """
+import torch, torch.distributed as dist
+from datetime import timedelta
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+def total(x):
+    x = torch.tensor([float(x)])
+    dist.all_reduce(x)
+    return x.item()
+print("total", total(rank + 1), "of", world, flush=True)
+"""
+FINISH = """
+if rank == 0:
+    with (folder / "ran").open("a") as f: f.write("x")
+    (folder / "done.json").write_text(f'{{"scale": "{scale}", "seed": {seed}}}')
+"""
+
+
+@pytest.fixture
+def pipeline(write_notebook, python, tmp_path):
+    """pipeline(*options) -> a started run of its stages into tmp_path/out.
+
+    pipeline.stage(name, cell, ...) adds a stage, or writes it anew: cells that stand
+    between ALONE, which tells the rank, and FINISH.
+    """
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+
+    stages = []
+
+    def stage(name, *cells):
+        stages.extend([name] if name not in stages else [])
+        alone = ALONE.replace("STAGE", repr(name))
+        return write_notebook(name, alone, *cells, FINISH, parameters=PARAMETERS)
+
+    def begin(*options, **env):
+        fixed = ("--out", tmp_path / "out", "--notebooks", tmp_path, "--data", tmp_path)
+        driver = DRIVER.replace("= STAGES", f"= {tuple(stages)}")
+        return python("-c", driver, "--scale", "smoke", *fixed, *options, **env)
+
+    begin.stage, begin.folder = stage, tmp_path / "out" / "two"
+    return begin
+
+
+def finish(process, seconds=90):
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def texts(path):
+    """All that the cells of a notebook printed or raised."""
+    outputs = [
+        output
+        for cell in nbformat.read(path, 4).cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    ]
+    return "".join(o.get("text", o.get("evalue", "")) for o in outputs)
+
+
+def stuck(do):
+    """A cell that says who runs it, and then computes or waits."""
+    return f"(folder / f'pids-{{rank}}').write_text(f'{{os.getpid()}}')\n{do}"
+
+
+BUSY = "while True: pass"
+# No Python runs meanwhile, in any thread: as in a long call of a C library.
+DEAF = "import ctypes; ctypes.PyDLL(None).sleep(600)"
+
+
+def kernels(folder, ranks=2):
+    """The kernels of a stage's ranks, once all of them are stuck in their cell."""
+    found = []
+    for rank in range(ranks):
+        path = folder / f"pids-{rank}"
+        for _ in range(600):
+            if path.exists() and path.read_text():
+                break
+            time.sleep(0.1)
+        found.append(psutil.Process(int(path.read_text())))
+    return found
+
+
+def all_gone(processes, seconds=15):
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not alive
+
+
+# --- what runs ------------------------------------------------------------------------
+
+
+def test_every_rank_runs_every_stage_and_a_second_run_skips_them(pipeline, tmp_path):
+    pipeline.stage("one", "print('rank', rank)")
+    pipeline.stage("two", TOGETHER)
+    code, out, err = finish(pipeline("--cpus", 2))
+    assert code == 0, err
+    assert out.count("rank 0\n") == 1 and "rank 1" not in out  # rank 0's alone
+    assert "total 3.0 of 2" in out and "REPORT" in out and err == ""
+    for rank, suffix in enumerate(("", ".rank-1")):
+        one, two = (
+            tmp_path / "out" / name / f"{name}{suffix}.ipynb" for name in ("one", "two")
+        )
+        assert texts(one) == f"rank {rank}\n" and texts(two) == "total 3.0 of 2\n"
+    code, out, _ = finish(pipeline("--cpus", 2))
+    assert code == 0 and "one: complete" in out and "two: complete" in out
+    assert (pipeline.folder / "ran").read_text() == "x"
+
+
+def test_one_process_needs_no_torchrun_and_takes_over_what_two_began(pipeline):
+    kept = "(folder / f'half-{rank}').touch()"
+    pipeline.stage("two", kept, "assert world == 1, 'not with two'")
+    code, _, err = finish(pipeline("--cpus", 2))
+    assert code == 1 and "AssertionError: not with two" in err
+    code, _, err = finish(pipeline())
+    assert code == 0, err
+    assert list(pipeline.folder.glob("half-*"))
+
+
+# --- how it ends ----------------------------------------------------------------------
+
+
+def test_a_failing_cell_on_one_rank_ends_all_and_is_shown(pipeline):
+    cell = "if rank == 1: raise ValueError('the reason')\ntotal(0)"
+    pipeline.stage("two", TOGETHER, "print('kept')", cell)
+    process = pipeline("--cpus", 2)
+    while "total" not in process.stdout.readline():
+        assert process.poll() is None
+    begin = time.monotonic()
+    code, _, err = finish(process)
+    assert time.monotonic() - begin < 20
+    partial = pipeline.folder / "two.rank-1.ipynb"
+    assert code == 1
+    assert f"ValueError: the reason (partial notebook: {partial})" in err
+    assert "two failed" in err and "run the same command again: it resumes" in err
+    assert "Traceback" not in err and len(err.splitlines()) < 12
+    assert "kept\nthe reason" in texts(partial)
+    assert "kept" in texts(pipeline.folder / "two.ipynb")
+    assert not (pipeline.folder / "done.json").exists()
+
+
+@pytest.mark.parametrize("victim", ["kernel", "rank"])
+def test_kill_9_of_a_kernel_or_rank_ends_all(pipeline, victim):
+    if victim == "kernel":  # rank 0 waits for it
+        wait = "time.sleep(600) if rank else total(0)"
+        pipeline.stage("two", TOGETHER, stuck(wait))
+    else:  # its kernel must not live on
+        pipeline.stage("two", "print('kept')", stuck(DEAF))
+    process = pipeline("--cpus", 2)
+    others = kernels(pipeline.folder)
+    ranks = [kernel.parent() for kernel in others]
+    begin = time.monotonic()
+    (others if victim == "kernel" else ranks)[1].kill()
+    code, _, err = finish(process)
+    assert code != 0 and time.monotonic() - begin < 20
+    if victim == "kernel":
+        assert "[rank 1] DeadKernelError: Kernel died" in err
+    else:
+        assert "rank 1 ended by SIGKILL; all ranks were stopped" in err
+    assert "two failed" in err and "Traceback" not in err
+    assert all_gone([*others, *ranks])
+    assert texts(pipeline.folder / "two.ipynb")
+
+
+def test_ctrl_c_ends_all_and_says_how_to_go_on(pipeline):
+    pipeline.stage("two", "print('kept')", stuck(BUSY))
+    process = pipeline("--cpus", 2)
+    others = kernels(pipeline.folder)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 128 + signal.SIGINT and time.monotonic() - begin < 20
+    assert "Stopped in two. To go on, run the same command again" in err
+    for name in ("two.ipynb", "two.rank-1.ipynb"):
+        assert f"partial notebook: {pipeline.folder / name}" in err
+        assert texts(pipeline.folder / name) == "kept\n"
+    assert "Traceback" not in err
+    assert all_gone(others)
+
+
+def test_kill_9_of_the_command_itself_leaves_nothing_behind(pipeline):
+    pipeline.stage("two", stuck(DEAF))
+    process = pipeline("--cpus", 2)
+    others = kernels(pipeline.folder)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 5  # torchrun, two ranks, two kernels
+    process.kill()
+    assert all_gone([*others, *family], 20)
+    pipeline.stage("two")
+    code, _, err = finish(pipeline())
+    assert code == 0, err  # nor a lock
+
+
+# --- several machines -----------------------------------------------------------------
+
+
+@pytest.fixture
+def machines(pipeline):
+    """machines() -> two runs that meet as those on two machines do, a rank each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = ("--nnodes", 2, "--rdzv-endpoint", f"127.0.0.1:{port}")
+
+    def begin():
+        return [pipeline(*meet, "--cpus", 1, "--node-rank", n) for n in range(2)]
+
+    return begin
+
+
+def test_two_machines_meet_at_every_stage_and_resume(pipeline, machines):
+    pipeline.stage("one", TOGETHER)
+    pipeline.stage("two", "assert rank == 0, 'the reason'\ntime.sleep(600)")
+    first, second = (finish(process) for process in machines())
+    assert "total 3.0 of 2" in first[1], first[2] + second[2]
+    assert first[0] == second[0] == 1
+    assert "[rank 1] cell [4]: AssertionError: the reason" in second[2]
+    assert "rank 1 ended with exit status 1; all ranks were stopped" in first[2]
+    assert "run the same command again" in first[2]
+    assert "run the same commands again" in second[2]
+    pipeline.stage("two", "print('met', rank)")
+    first, second = (finish(process) for process in machines())
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert "one: complete" in first[1] and "total" not in first[1]
+    assert (pipeline.folder / "ran").read_text() == "x"
+    for n in range(2):
+        path = pipeline.folder / f"two{n * '.rank-1'}.ipynb"
+        assert texts(path) == f"met {n}\n"
+
+
+def test_a_machine_that_goes_dark_ends_the_others(pipeline, machines):
+    pipeline.stage("two", stuck(DEAF))
+    first, second = machines()
+    others = kernels(pipeline.folder)
+    lost = psutil.Process(second.pid).children(recursive=True)
+    for process in [*lost, psutil.Process(second.pid)]:
+        process.suspend()  # no process ends, no connection closes
+    begin = time.monotonic()
+    try:
+        code, _, err = finish(first)
+    finally:
+        for process in lost:
+            process.kill()
+    assert code == 1 and time.monotonic() - begin < 45
+    assert "machine 1 is lost; all ranks were stopped" in err
+    assert all_gone(others)
+
+
+# --- what is asked for ----------------------------------------------------------------
+
+
+def options(**given):
+    from argparse import Namespace
+
+    names = {"gpus": "all", "cpus": None, "nnodes": 1, "node_rank": None}
+    names |= {"rdzv_endpoint": None, "rdzv_id": None, "torchrun": ""}
+    return Namespace(**names | given)
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "ranks"),
+    [({}, 8, 8), ({}, 0, 1), ({"gpus": "2"}, 8, 2), ({"cpus": 3}, 0, 3)],
+)
+def test_a_rank_a_gpu(given, found, ranks):
+    nodes = find_nodes(options(**given), found, {})
+    assert nodes == Nodes(ranks)
+    assert bool(nodes.launcher(0)) == (ranks > 1)
+
+
+def test_slurm_says_which_machine_this_is():
+    env = {"SLURM_NODEID": "1", "SLURM_JOB_ID": "77"}
+    nodes = find_nodes(options(nnodes=4, rdzv_endpoint="gpu1"), 8, env)
+    assert (nodes.ranks, nodes.count, nodes.number) == (8, 4, 1)
+    assert nodes.launcher(2)[-2:] == [
+        "--rdzv-endpoint=gpu1:29404",
+        "--rdzv-id=minipalm-77-2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gpus": "2"}, "--gpus 2: this machine has 1"),
+        ({"gpus": "few"}, "--gpus must be all, or a number"),
+        ({"cpus": 0}, "--cpus must be 1 or more"),
+        ({"nnodes": 2}, "--node-rank must be this machine's number, 0 to 1"),
+        ({"nnodes": 2, "node_rank": 2}, "--node-rank must be this machine's number"),
+        ({"nnodes": 2, "node_rank": 1}, "--rdzv-endpoint is missing"),
+    ],
+)
+def test_what_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        find_nodes(options(**given), 1, {})
+
+
+def test_a_wrong_word_is_said_in_one_line_before_anything_runs(pipeline, tmp_path):
+    code, _, err = finish(pipeline("--gpus", 2))
+    assert code == 2 and "--gpus 2: this machine has 0" in err
+    assert len(err.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_an_ending_in_words():
+    assert how_it_ended(3) == "with exit status 3"
+    assert how_it_ended(-9) == "by SIGKILL"
