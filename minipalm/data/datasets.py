@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 
-from minipalm.data.lines import DataError, Paths, input_files, short
+from minipalm.data.fields import DataError, short
+from minipalm.data.lines import Paths, input_files
 from minipalm.data.records import Limits, Records, count_tokens
 from minipalm.data.tokenizer import Tokenizer
 

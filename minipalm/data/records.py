@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
+from minipalm.data.fields import DataError
 from minipalm.data.files import fingerprint
-from minipalm.data.lines import START, DataError, Place, read_blocks, size_of
+from minipalm.data.lines import START, Place, read_blocks, size_of
 from minipalm.data.tokenizer import Tokenizer
 from minipalm.data.workers import in_order
 
