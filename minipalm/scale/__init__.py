@@ -9,5 +9,7 @@
 `iteration`   one iteration of PPO: memory and phases
 `plan`        all stages of the pipeline
 `report`      a plan in words; `python -m minipalm.scale` prints it
+`money`       operations, hours, dollars
+`rounding`    what bfloat16 does to small steps
 `measured`    the plan held against a GPU
 """

@@ -29,7 +29,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     on_gpu = [name for name, one in PRESETS.items() if one.machine.device == "auto"]
     parser.add_argument("--preset", default="full", choices=on_gpu)
     parser.add_argument("--gpu", default="a100-80g", choices=GPUS)
-    parser.add_argument("--gpus", type=int, default=8, help="of one machine; 8")
+    parser.add_argument(
+        "--gpus", type=int, help="of one machine; 8, or 1 where adapters are trained"
+    )
     parser.add_argument("--lora", type=int, metavar="RANK", help="0: all weights")
     parser.add_argument("--recompute", action="store_true", help="activations, twice")
     parser.add_argument("--micro-batch", type=int, metavar="ROWS", help="on each GPU")
@@ -97,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(sys.argv[1:] if argv is None else argv)
     try:
         preset = changed(get_preset(args.preset), args)
+        if args.gpus is None:
+            args.gpus = 1 if preset.machine.lora_rank else 8
         gpu = get_gpu(args.gpu, args.price)
         stages = plan(preset, gpu, args.gpus, 1e9 * args.disk)
     except ValueError as error:

@@ -53,7 +53,7 @@ def training_flops(
     2.785e10; with recompute 5.516e10.
 
     Source: Kaplan et al. 2020 (arXiv 2001.08361), section 2.1; Korthikanti et al. 2022
-    (arXiv 2205.05198), section 5, for what is computed again.
+    (arXiv 2205.05198), for what is computed again.
     """
     if length < 1:
         raise ValueError(f"a row has 1 token or more (got {length})")

@@ -6,6 +6,7 @@ from minipalm.config import MachineConfig, PaLMConfig, PPOConfig
 from minipalm.scale.decoding import rollout_seconds
 from minipalm.scale.gpu import GPU
 from minipalm.scale.memory import (
+    LOGIT_BYTES,
     Parts,
     asking_bytes,
     frozen_state,
@@ -77,9 +78,10 @@ def ppo_memory(
 ) -> dict[str, Parts]:
     """Memory of a PPO iteration at its worst moment: of each network, its parts.
 
-    Four networks are there all the time. Sampling adds a copy and a cache, which stay.
-    Learning adds a micro-batch's activations, the policy's first, then the critic's;
-    the gradients of both wait for the same step.
+    Four networks are there all the time. Sampling adds a copy and a cache, which stay,
+    unless the policy is sharded: its copy is given up before learning begins. Learning
+    adds a micro-batch's activations, the policy's first, then the critic's; the
+    gradients of both wait for the same step. Logits are computed of answers only.
     """
     length, rows = max_prompt + max_response, math.ceil(ppo.batch_size / gpus)
     minibatch = math.ceil(ppo.minibatch_size / gpus)
@@ -88,9 +90,12 @@ def ppo_memory(
     adapters = machine.lora_rank > 0
     copied = (machine.decoder or gpus > 1) and not adapters
     sampling = sampling_bytes(policy, rows, length, copied)
+    logits = LOGIT_BYTES * max_response // length
     learning = {
-        "policy": training_peak(policy, machine, tokens, gpus, adapters, several),
-        "critic": training_peak(trunk, machine, tokens, gpus, False, several),
+        "policy": training_peak(
+            policy, machine, tokens, gpus, adapters, several, logits
+        ),
+        "critic": training_peak(trunk, machine, tokens, gpus, False, several, 0),
     }
     resting = {name: at_rest(parts) for name, parts in learning.items()}
     gradients = {
@@ -100,7 +105,7 @@ def ppo_memory(
     base: dict[str, Parts] = {
         "reference": {"weights": 0.0 if adapters else frozen_state(policy, gpus)},
         "reward model": {"weights": frozen_state(trunk, gpus)},
-        "sampling": {**sampling, "working": 0.0},
+        "sampling": {} if gpus > 1 else {**sampling, "working": 0.0},
     }
     prompts = asking_bytes(policy, rows * max_prompt, gpus, head=False)
     asked = asking_bytes(policy, tokens, gpus)

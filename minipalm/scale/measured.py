@@ -16,7 +16,7 @@ from minipalm.config import MachineConfig, PaLMConfig, get_preset
 from minipalm.data.files import write_text
 from minipalm.scale.decoding import decode_seconds
 from minipalm.scale.gpu import GIB, GPU, H200
-from minipalm.scale.memory import total, training_peak
+from minipalm.scale.memory import LOGIT_BYTES, total, training_peak
 from minipalm.scale.seconds import training_seconds
 
 RESULTS = Path(__file__).parents[2] / "data" / "results" / "plan.json"
@@ -37,6 +37,7 @@ class Setting:
         gib: measured peak of memory on one GPU, 2³⁰ bytes.
         seconds: measured time of an optimizer step, median.
         fitted: whether the planner's constants were set by it.
+        logit_bytes: see training_peak.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Setting:
     gib: float
     seconds: float
     fitted: bool = False
+    logit_bytes: int = LOGIT_BYTES
 
     @property
     def config(self) -> PaLMConfig:
@@ -73,7 +75,8 @@ class Setting:
         """GiB and seconds that the planner says."""
         small = self.lora_rank > 0
         tokens = self.rows * LENGTH
-        peak = training_peak(self.config, self.machine, tokens, self.gpus, small)
+        how = self.config, self.machine, tokens, self.gpus, small
+        peak = training_peak(*how, logit_bytes=self.logit_bytes)
         seconds = training_seconds(
             self.config, self.machine, self.rows, LENGTH, gpu, self.gpus, 1, small
         )

@@ -8,7 +8,7 @@ from minipalm.model.palm import count_parameters
 from minipalm.scale.flops import adapter_parameters
 
 BYTES = {"float32": 4, "bfloat16": 2}
-LOGIT_BYTES = 2  # a logit of the head, until its gradient is known
+LOGIT_BYTES = 12  # a logit at the loss: it, its law, and its gradient, in float32
 Parts = dict[str, float]  # bytes by name
 
 
@@ -70,26 +70,34 @@ def frozen_state(config: PaLMConfig, gpus: int = 1) -> float:
     return state_bytes(count_parameters(config), 0, gpus=gpus)["weights"]
 
 
-def kept_bytes(config: PaLMConfig, compiled: bool, adapters: bool = False) -> int:
-    """What one token leaves behind in one block for the backward pass, in bfloat16.
+def kept_bytes(
+    config: PaLMConfig, compiled: bool, adapters: bool = False, stream: int = 2
+) -> int:
+    """What one token leaves behind in one block for the backward pass.
 
-    Its place in the residual stream and the norm of it, 2·D; queries, keys, values as
-    projected, rotated, and mixed; gate and up, 2·M, and their gated product, M, which
-    only a *trained* matrix after it needs. Without torch.compile the silu of the gate
+    Its place in the residual stream, D, and the norm of it, D; queries, keys and values
+    as projected, once more rotated, and twice as mixed; gate and up, 2·M, and their
+    gated product, M, which only a *trained* matrix after it needs. Adapters keep one
+    more sum of queries, keys and values. Without torch.compile the silu of the gate
     and one copy of the stream are kept, too.
+
+    Args:
+        stream: bytes of a number of the residual stream; all else is bfloat16, 2.
     """
     D, M, H, G = config.dim, config.ff_dim, config.heads, config.kv_heads
-    numbers = 2 * D + config.qkv_dim + (H + G + H) * config.head_dim + 2 * M
-    if not adapters:
-        numbers += M
+    numbers = D + config.qkv_dim + (H + G + 2 * H) * config.head_dim + 2 * M
+    numbers += config.qkv_dim if adapters else M
     if not compiled:
         numbers += M + D
-    return 2 * numbers
+    return 2 * numbers + stream * D
 
 
 def working_bytes(config: PaLMConfig, tokens: int) -> int:
-    """Gradients in one block that live for a moment: of gate, up, product, stream."""
-    return 2 * tokens * (3 * config.ff_dim + 2 * config.dim)
+    """Gradients in one block that live for a moment: of gate and up, and of the stream.
+
+    (That of their product takes the product's place.)
+    """
+    return 2 * tokens * (2 * config.ff_dim + 2 * config.dim)
 
 
 def exchange_bytes(config: PaLMConfig, gpus: int) -> float:
@@ -109,6 +117,7 @@ def training_peak(
     gpus: int = 1,
     adapters: bool = False,
     accumulates: bool = False,
+    logit_bytes: int = LOGIT_BYTES,
 ) -> Parts:
     """A network's memory at the worst moment of a training step, by its parts.
 
@@ -123,18 +132,20 @@ def training_peak(
         gpus: that share weights, gradients and moments.
         adapters: whether only adapters are trained.
         accumulates: whether a step has several micro-batches.
+        logit_bytes: of a logit at the loss; less where the loss is compiled.
     """
     state = network_state(config, machine, gpus, adapters)
-    one = kept_bytes(config, machine.compile, adapters) * tokens
-    every = config.depth * (2 * config.dim * tokens if machine.recompute else one)
-    if machine.recompute:
-        every += one  # the block that is being computed again
-    # one GPU with float32 weights: autocast's bfloat16 copies live until used
-    masters = machine.weights == "float32" and machine.compute == "bfloat16"
-    copies = masters and gpus == 1 and not adapters
-    copy = 2.0 * count_parameters(config) if copies else 0.0
+    # On one GPU products make bfloat16 of float32 weights, and keep it until the
+    # gradient has gone through; the embedding's float32 goes on in the stream.
+    masters = machine.weights == "float32" and gpus == 1 and not adapters
+    copy = 2.0 * count_parameters(config) if masters else 0.0
+    stream = 4 if masters else 2
+    one = kept_bytes(config, machine.compile, adapters, stream) * tokens
+    every = config.depth * one
+    if machine.recompute:  # what goes into each block, and one block as it is again
+        every = config.depth * stream * config.dim * tokens + one
     working = working_bytes(config, tokens)
-    head = LOGIT_BYTES * config.vocab_size * tokens
+    head = logit_bytes * config.vocab_size * tokens
     begin = {
         **state,
         "gradients": state["gradients"] if accumulates else 0.0,
@@ -176,7 +187,7 @@ def asking_bytes(
 ) -> float:
     """A pass without gradients: one block's activations, the head, what FSDP needs."""
     block = 2 * tokens * (3 * config.ff_dim + 3 * config.dim)
-    logits = LOGIT_BYTES * config.vocab_size * tokens if head else 0
+    logits = 8 * config.vocab_size * tokens if head else 0  # and their logarithms
     return max(block, logits) + exchange_bytes(config, gpus)
 
 

@@ -15,6 +15,7 @@ from minipalm.scale.gpu import GIB, GPU
 from minipalm.scale.iteration import ppo_memory, ppo_seconds
 from minipalm.scale.memory import (
     BYTES,
+    LOGIT_BYTES,
     Parts,
     asking_bytes,
     frozen_state,
@@ -84,6 +85,7 @@ def training_stage(
     disk: float,
     rows_each: int = 1,
     adapters: bool = False,
+    logit_bytes: int = LOGIT_BYTES,
 ) -> Stage:
     """A stage that is one loop of optimizer steps.
 
@@ -93,13 +95,15 @@ def training_stage(
         length: tokens of a row.
         disk: bytes a second of a checkpoint.
         rows_each: rows of what a batch counts: a comparison has two.
+        logit_bytes: see training_peak.
     """
     mine = math.ceil(optim.batch_size / gpus)
     micro = min(optim.micro_batch or mine, mine)
     parts = math.ceil(mine / micro)
     machine = preset.machine
     tokens = micro * rows_each * length
-    peak = training_peak(config, machine, tokens, gpus, adapters, parts > 1)
+    several = parts > 1
+    peak = training_peak(config, machine, tokens, gpus, adapters, several, logit_bytes)
     rows = mine * rows_each
     seconds = training_seconds(
         config, machine, rows, length, gpu, gpus, parts, adapters
@@ -175,13 +179,14 @@ def plan(preset: Preset, gpu: GPU, gpus: int = 1, disk: float = DISK) -> list[St
 
     Args:
         preset: all sizes, and how networks lie on the machine. With adapters,
-            pretraining still trains every weight.
+            pretraining still trains every weight; it alone may have bfloat16 weights.
         gpu: of which kind.
         gpus: of one machine.
         disk: bytes a second that checkpoints are written with.
 
     Raises:
-        ValueError: there are no GPUs, or the preset is one for a CPU.
+        ValueError: there are no GPUs, the preset is one for a CPU, or adapters are to
+            be trained on several GPUs.
     """
     if gpus < 1:
         raise ValueError(f"expected 1 GPU or more (got {gpus})")
@@ -192,15 +197,18 @@ def plan(preset: Preset, gpu: GPU, gpus: int = 1, disk: float = DISK) -> list[St
         )
     policy, trunk = networks(preset)
     small = preset.machine.lora_rank > 0
+    if small and gpus > 1:
+        raise ValueError("adapters are for one GPU; on several, train all weights")
     pair = preset.max_prompt + preset.max_response
     where = gpu, gpus, disk
+    exact = replace(preset, machine=replace(preset.machine, weights="float32"))
     return [
         training_stage(
             "06 pretraining", preset, policy, preset.pretrain, preset.window, *where
         ),
         training_stage(
             "07 SFT",
-            preset,
+            exact,
             policy,
             preset.sft,
             preset.window,
@@ -209,13 +217,14 @@ def plan(preset: Preset, gpu: GPU, gpus: int = 1, disk: float = DISK) -> list[St
         ),
         training_stage(
             "08 reward model",
-            preset,
+            exact,
             trunk,
             preset.reward.optim,
             pair,
             *where,
             rows_each=2,
+            logit_bytes=0,
         ),
-        ppo_stage(preset, *where),
-        evaluation_stage(preset, gpu, gpus),
+        ppo_stage(exact, *where),
+        evaluation_stage(exact, gpu, gpus),
     ]

@@ -169,7 +169,9 @@ def test_the_peak_is_that_of_a_step_told_block_by_block(
     held = state["weights"] + state["moments"]
     gradients = state["gradients"] if accumulates else 0.0
     per_block = (state["gradients"] - gradients) / POLICY.depth
-    peak, blocks = 0.0, POLICY.depth * stays
+    blocks = POLICY.depth * stays
+    logits = 12 * POLICY.vocab_size * tokens  # the loss, before the first block
+    peak = held + gradients + blocks + logits + (one if recompute else 0.0)
     for _ in range(POLICY.depth):  # the backward pass, from the last block
         now = blocks + (one if recompute else 0.0) + working_bytes(POLICY, tokens)
         peak = max(peak, held + gradients + now)

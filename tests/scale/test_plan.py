@@ -136,6 +136,8 @@ def test_the_command_takes_other_dials(capsys):
 def test_the_command_refuses_nonsense_in_one_line(capsys):
     assert main(["--gpus", "0"]) == 2
     assert capsys.readouterr().err == "expected 1 GPU or more (got 0)\n"
+    assert main(["--gpus", "2", "--lora", "16"]) == 2
+    assert "adapters are for one GPU" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--preset", "toy"])
 

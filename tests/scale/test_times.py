@@ -81,13 +81,13 @@ def test_an_iteration_has_a_pass_less_where_log_probabilities_are_used_again():
 def test_an_iteration_of_adapters_took_what_was_measured():
     """9.16 s and 54.3 GiB on one H200, by the same prototypes as plan.json's first."""
     preset = get_preset("full-lora")
-    machine = replace(preset.machine, weights="float32")  # the critic's
+    machine = replace(preset.machine, weights="float32")
     sizes = preset.max_prompt, preset.max_response
     args = POLICY, TRUNK, machine, preset.ppo, *sizes
     assert sum(ppo_seconds(*args, H200).values()) == pytest.approx(9.16, rel=0.1)
     apart = replace(preset.ppo, minibatch_size=32)  # no gradients that wait
     memory = ppo_memory(POLICY, TRUNK, machine, apart, *sizes)
-    assert sum(map(total, memory.values())) / 2**30 == pytest.approx(54.3, rel=0.05)
+    assert sum(map(total, memory.values())) / 2**30 == pytest.approx(54.3, rel=0.1)
 
 
 def test_a_whole_fine_tune_on_two_gpus_took_what_was_measured():
