@@ -12,6 +12,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -34,11 +35,11 @@ from minipalm.evaluate.judge import gold_of
 from minipalm.model.palm import PaLM
 from minipalm.rlhf import critic as critics
 from minipalm.rlhf.answers import answers_of
-from minipalm.rlhf.invariants import switched_off
+from minipalm.rlhf.invariants import InvariantError, switched_off
 from minipalm.rlhf.reward import RewardModel
 from minipalm.rlhf.rollout import Rollout
 from minipalm.train import ppo as training
-from minipalm.train.run import Run
+from minipalm.train.run import Run, TrainingError
 from minipalm.train.stage import finished_stage, load_result
 
 RESULTS = ROOT / "data" / "results" / "bugs.json"
@@ -55,7 +56,8 @@ class Bug:
         name: what a detective writes down.
         where: the function of the package, "module:function", or a class, of which
             `forward` is changed.
-        old, new: what stands in its source, exactly once, and what takes its place.
+        old, new: what stands in its source, exactly once, and what takes its place;
+            line breaks and indents of `old` do not matter.
         what: what is wrong, in one sentence.
         seen: where it happened; numbers are those of issues.
     """
@@ -80,8 +82,8 @@ BUGS = (
     Bug(
         "reference_is_policy",
         "minipalm.train.ppo:train_ppo",
-        "            policy,\n            reference,\n            critic,",
-        "            policy,\n            policy,\n            critic,",
+        "                policy,\n                reference,\n                critic,",
+        "                policy,\n                policy,\n                critic,",
         "The KL is measured to the policy itself, not to a frozen reference.",
         "PaLM-rlhf-pytorch issues 38 and 41: KL to the rollout policy",
     ),
@@ -221,6 +223,12 @@ def diagnose(case: str) -> str:
 CASES = "ABCDEFGH"
 
 
+def standing(source: str, words: str) -> str:
+    """The piece of the source that reads like this, however its lines are broken."""
+    found = re.findall(r"\s+".join(map(re.escape, words.split())), source)
+    return found[0] if len(found) == 1 else words
+
+
 @contextlib.contextmanager
 def planted(bug: Bug | None) -> Iterator[None]:
     """Put a bug into every module of the package that uses its function, for a while.
@@ -232,8 +240,9 @@ def planted(bug: Bug | None) -> Iterator[None]:
         return
     module, name = bug.where.split(":")
     right = getattr(importlib.import_module(module), name)
-    source = change(source_of(right), ((bug.old, bug.new),))
-    wrong = compile_beside(source, right)
+    source = source_of(right)
+    old = standing(source, bug.old)
+    wrong = compile_beside(change(source, ((old, bug.new),)), right)
     if isinstance(right, type):  # what there is of its kind stays of its kind
         assert isinstance(wrong, type)
         users: list[tuple[Any, str]] = [(right, "forward")]
@@ -313,22 +322,27 @@ def run(
     with tempfile.TemporaryDirectory() as folder, planted(bug), quiet():
         told = Run(Path(folder) / "run")
         critic = critics.critic_from_reward_model(world.reward_model)
-        training.train_ppo(
-            copy.deepcopy(world.policy).requires_grad_(True),
-            world.policy,
-            critic.requires_grad_(True),
-            world.reward_model,
-            world.prompts,
-            world.prompt_mask,
-            replace(world.config, iterations=iterations),
-            told,
-            seed,
-            kl_coef=world.config.kl_coefs[0],
-            max_response=world.max_response,
-            eos_id=world.tokenizer.eos_id,
-            checkpoint_every=iterations,
-            measure=measure,
-        )
+        try:
+            training.train_ppo(
+                copy.deepcopy(world.policy).requires_grad_(True),
+                world.policy,
+                critic.requires_grad_(True),
+                world.reward_model,
+                world.prompts,
+                world.prompt_mask,
+                replace(world.config, iterations=iterations),
+                told,
+                seed,
+                kl_coef=world.config.kl_coefs[0],
+                max_response=world.max_response,
+                eos_id=world.tokenizer.eos_id,
+                checkpoint_every=iterations,
+                measure=measure,
+            )
+        except TrainingError as error:  # around it stand the step and a checkpoint
+            if isinstance(error.__cause__, InvariantError):
+                raise error.__cause__ from None
+            raise
         return told.metrics()
 
 

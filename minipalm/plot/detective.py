@@ -6,7 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from minipalm.plot.style import COLORS, INK, RULE, Figure, head, new_figure
+from minipalm.plot.style import (
+    COLORS,
+    RULE,
+    Figure,
+    head,
+    legend_below,
+    new_figure,
+)
 
 Curves = Mapping[str, Sequence[float]]  # metric -> a value an iteration
 Results = Mapping[str, Sequence[Curves]]  # name of a bug, or "healthy" -> its runs
@@ -62,20 +69,16 @@ def suspect(
     """
     bug, first = name(case), first_alarm(results, name(case), metric)
     if first is None:
-        claim = "it stays with the healthy runs"
+        claim = "not apart from healthy runs"
     else:
         low = band(results["healthy"], metric)[0][first - 1]
         below = band(results[bug], metric)[1][first - 1] < low
-        claim = f"{'below' if below else 'above'} them in iteration {first}"
-    figure, (ax,) = new_figure(f"Case {case}, {METRICS[metric]}: {claim}", height=3.6)
+        claim = f"{'below' if below else 'above'} healthy runs in iteration {first}"
+    name_of = METRICS[metric].split(",")[0]
+    figure, (ax,) = new_figure(f"Case {case}, {name_of}: {claim}", height=3.6)
     draw(ax, results, bug, metric)
     ax.set(xlabel="iteration", ylabel=METRICS[metric])
-    ax.legend(
-        ["healthy, six seeds", f"case {case}, three seeds"],
-        frameon=False,
-        fontsize=10,
-        labelcolor=INK,
-    )
+    legend_below(figure, ax)
     return figure
 
 
@@ -89,13 +92,14 @@ def dashboard(results: Results, case: str, name: Callable[[str], str]) -> Figure
         f"{', '.join(early) or 'nothing'}",
         rows=2,
         columns=3,
-        height=4.4,
+        height=4.8,
     )
     for ax, metric in zip(axes, BRIEF):
         draw(ax, results, bug, metric)
         head(ax, METRICS[metric], 10)
     for ax in axes[3:]:
         ax.set_xlabel("iteration")
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -103,10 +107,17 @@ def draw(ax: Axes, results: Results, bug: str, metric: str) -> None:
     """The band of healthy runs, and the runs of a bug."""
     low, high = band(results["healthy"], metric)
     steps = range(1, len(low) + 1)
-    ax.fill_between(steps, low, high, color=RULE, linewidth=1.5)
-    for run in results[bug]:
-        ax.plot(steps, run[metric], color=COLORS["unpenalised"], linewidth=1.4)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    healthy = f"healthy, {len(results['healthy'])} seeds"
+    ax.fill_between(steps, low, high, color=RULE, linewidth=1.5, label=healthy)
+    for n, run in enumerate(results[bug]):
+        label = "" if n else f"this case, {len(results[bug])} seeds"
+        ax.plot(
+            steps, run[metric], color=COLORS["unpenalised"], linewidth=1.4, label=label
+        )
+    ax.set_xticks([1, *range(6, len(steps) + 1, 6)])
+    if metric == "steps":  # counts
+        ax.set_ylim(0, 1.15 * max(high))
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def who_tells(results: Results, metrics: Sequence[str] = tuple(METRICS)) -> Figure:
@@ -134,7 +145,7 @@ def who_tells(results: Results, metrics: Sequence[str] = tuple(METRICS)) -> Figu
     ax.set_yticks(range(len(bugs)), [bugs[i] for i in order])
     names = [METRICS[one].split(",")[0] for one in metrics]
     ax.set_xticks(range(len(metrics)), names, rotation=40, ha="right")
-    ax.set_xlabel("first iteration in which all three seeds are beyond the band")
+    ax.set_xlabel("first iteration with all three seeds beyond the band (empty: none)")
     return figure
 
 

@@ -20,6 +20,7 @@ from minipalm.course.bugs import (
     diagnose,
     planted,
     run,
+    standing,
     world_from,
 )
 from minipalm.course.source import source_of
@@ -64,8 +65,8 @@ def world():
 def test_a_bug_is_one_line_that_stands_in_the_package_once(name):
     bug = BY_NAME[name]
     module, function = bug.where.split(":")
-    target = getattr(bugs.importlib.import_module(module), function)
-    assert source_of(target).count(bug.old) == 1
+    source = source_of(getattr(bugs.importlib.import_module(module), function))
+    assert source.count(standing(source, bug.old)) == 1
     assert bug.what.endswith(".") and bug.seen
 
 
@@ -176,7 +177,9 @@ def test_an_alarm_needs_all_seeds_on_one_side_of_the_band():
 
 def test_titles_say_what_the_data_say(results):
     figure = suspect(results, "E", "steps", diagnose)
-    assert "below them in iteration 1" in " ".join(figure._suptitle.get_text().split())
+    assert "below healthy runs in iteration 1" in " ".join(
+        figure._suptitle.get_text().split()
+    )
     title = dashboard(results, "G", diagnose)._suptitle.get_text()
     assert " ".join(title.split()).endswith("in iteration 1: KL")
     silent = sum(first_alarm(results, name, "score") is None for name in NAMES)

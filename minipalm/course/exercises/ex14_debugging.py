@@ -124,6 +124,10 @@ def same_law_of_empty(logprobs, other_logprobs, mask, tolerance=1e-3):
     assert worst <= tolerance
 
 
+def same_law_by_allclose(logprobs, other_logprobs, mask, tolerance=1e-3):
+    assert torch.allclose(logprobs[mask], other_logprobs[mask], atol=tolerance)
+
+
 def same_law_returned(logprobs, other_logprobs, mask, tolerance=1e-3):
     apart = torch.where(mask, logprobs - other_logprobs, 0.0).abs()
     return bool((apart <= tolerance).all())
@@ -164,6 +168,16 @@ SAME_LAW = Exercise(
             "hundreds that are right. Look at every token, or at the worst.",
             (APART, "(logprobs - other_logprobs)[mask].abs().mean()"),
             (AGREE, "agree = (apart <= tolerance) | ~mask.any()"),
+        ),
+        Trap(
+            "A mean, even of absolute differences, hides one wrong token among "
+            "hundreds that are right, and without a token it is 0/0. Look at each.",
+            (APART, "(logprobs - other_logprobs)[mask].abs().mean()"),
+        ),
+        Trap(
+            "torch.allclose takes −∞ and −∞ for equal, and its rtol forgives rare "
+            "tokens more. Their difference is no finite number: refuse it.",
+            same_law_by_allclose,
         ),
         Trap(
             "It notices a difference in one direction only: a token that became "
@@ -563,6 +577,11 @@ def separate_by_value(policy, reference):
         assert name not in theirs or not torch.equal(weight, theirs[name])
 
 
+def separate_by_value_in_order(policy, reference):
+    for mine, theirs in zip(policy.parameters(), reference.parameters()):
+        assert not torch.equal(mine, theirs)
+
+
 def separate_by_first(policy, reference):
     one = next(policy.parameters())
     two = next(reference.parameters())
@@ -622,6 +641,11 @@ SEPARATE = Exercise(
             "It compares values. Before the first update a right reference has the "
             "very same values: that is no bug.",
             separate_by_value,
+        ),
+        Trap(
+            "It compares values, one weight after the other. A right reference begins "
+            "with the very same values: compare where they are stored.",
+            separate_by_value_in_order,
         ),
         Trap(
             "It compares weights of the same name only: in a wrapper the same memory "
@@ -949,6 +973,10 @@ ESTIMATES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], bool]] = {
     "right for tokens drawn from π_ref": (lambda p, q: (p - q).exp() * (p - q), False),
     "off by a thousandth of a nat": (lambda p, q: p - q + 1e-3, False),
     "the reverse KL": (lambda p, q: (q - p).exp() * (q - p), False),
+    "a constant, right for the docstring's laws": (
+        lambda p, q: torch.full_like(p, 0.21801),
+        False,
+    ),
 }
 
 
@@ -993,6 +1021,16 @@ def estimate_by_two(estimate, tolerance=1e-4):
 def estimate_same_law(estimate, tolerance=1e-4):
     average, _ = averages(estimate, P, P)
     assert abs(average) <= tolerance
+
+
+def estimate_of_one_pair(estimate, tolerance=1e-4):
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.25, 0.25, 0.5])
+    average, kl = averages(estimate, p, q)
+    assert abs(average - kl) <= tolerance
+
+
+def estimate_loosely(estimate, tolerance=1e-4):
+    estimate_by_two(estimate, max(tolerance, 0.01))
 
 
 def estimate_positive(estimate, tolerance=1e-4):
@@ -1112,6 +1150,16 @@ ESTIMATE = Exercise(
             "It asks only for an average that is not negative. k2, an absolute value "
             "and the reversed k3 are not negative, and wrong.",
             estimate_positive,
+        ),
+        Trap(
+            "Only the docstring's pair of laws is tried: there even a constant can be "
+            "right. Try another pair as well.",
+            estimate_of_one_pair,
+        ),
+        Trap(
+            "An error of a thousandth of a nat gets through. Drawn tokens would need "
+            "so wide a tolerance; ask every token, draw none, and 1e-4 is enough.",
+            estimate_loosely,
         ),
         Trap(
             "Single numbers may be negative: k1 often is, and is right on average. "
@@ -1362,6 +1410,19 @@ def padding_no_nan(loss):
     padding_test(loss, paddings=(0.7, 50.0))
 
 
+def padding_of_logprobs(loss):
+    """Columns of zeros, and nothing but logprobs is changed in the padding."""
+    x, mask = batch()
+    value, slope = asked(loss, x, mask)
+    assert not slope[~mask].count_nonzero()
+    for number in (0.7, 50.0, torch.nan):
+        now = torch.stack([x[0].masked_fill(~mask, number), x[1], x[2]])
+        other, tilt = asked(loss, now, mask)
+        assert near(other, value) and near(tilt[mask], slope[mask])
+    wide, more = (torch.nn.functional.pad(one, (0, 1)) for one in (x, mask))
+    assert near(asked(loss, wide, more)[0], value)
+
+
 def padding_value_only(loss):
     padding_test(loss, outside=False, inside=False)
 
@@ -1476,6 +1537,11 @@ PADDING = Exercise(
             padding_no_nan,
         ),
         Trap(
+            "Only the padding of logprobs is changed. What stands in that of "
+            "old_logprobs and of advantages may get in as well: change all three.",
+            padding_of_logprobs,
+        ),
+        Trap(
             "Only the value is compared. Training sees nothing but the gradient: it "
             "must be the same, and 0 at padding.",
             padding_value_only,
@@ -1526,13 +1592,23 @@ TRUTH = (
 )
 
 
-def first_wrong(named: Callable[[str], str]) -> str:
-    """The first case that is named wrongly; "" if there is none."""
-    return next((case for case, name in TRUTH if named(case) != name), "")
+ALL_RIGHT = "the right name for each case"
+
+
+def first_wrong(named: Callable[[str], object]) -> str:
+    """The first case that is named wrongly, or by no name of the list."""
+    suspects = [name for _, name in TRUTH]
+    for case, name in TRUTH:
+        said = named(case)
+        if said not in suspects:
+            return f"{case}: {said!r}, which is no name of the list"
+        if said != name:
+            return case
+    return ALL_RIGHT
 
 
 def diagnose_oracle() -> str:
-    return ""
+    return ALL_RIGHT
 
 
 def diagnose_by_pairs(case):
@@ -1560,12 +1636,13 @@ DIAGNOSE = Exercise(
     hints=(
         "Which numbers must be what they are in the *first* iteration, before anything "
         "was learnt?",
-        "First iteration: KL 0, and a ratio near 1 with few tokens clipped. Any: steps "
-        "= epochs × minibatches. Later: does a curve do what its bug would want?",
+        "First iteration: KL 0, score 0, and no more clipped than in a healthy run. "
+        "Any: steps = epochs × minibatches. Later: does a curve do what its bug would "
+        "want?",
         '`return {"A": ..., "B": ..., "C": ..., "D": ...}[case]`',
     ),
-    bonus="Two of the eight leave the policy's learning as it is. Which, and how would "
-    "you prove it from the curves?",
+    bonus="One of the eight leaves the policy's learning as it is. Which, and how "
+    "would you prove it from the curves?",
     cases=lambda seed: [Case("the eight dashboards")],
     oracle=diagnose_oracle,
     run=first_wrong,
@@ -1574,42 +1651,42 @@ DIAGNOSE = Exercise(
             "Case A: in the first iteration more is clipped than in a healthy run, "
             "entropy is too low, the KL not 0, and yet all of it moderate. Who "
             "disagrees with the trainer a little?",
-            ('"temperature"', '"?"'),
+            ('"temperature"', '"kl_sign"'),
         ),
         Trap(
             "Case B: look at the KL at every iteration, to the last digit, and at how "
             "far the score goes. Who is compared with whom?",
-            ('"reference_is_policy"', '"?"'),
+            ('"reference_is_policy"', '"temperature"'),
         ),
         Trap(
             "Case C: the first iteration's critic is worse than anywhere else, and the "
             "score does not move. Do the answers get their score?",
-            ('"score_on_padding"', '"?"'),
+            ('"score_on_padding"', '"temperature"'),
         ),
         Trap(
             "Case D: the KL does not settle, it runs away, and length with it. What "
             "would the policy have to be paid for to do that?",
-            ('"kl_sign"', '"?"'),
+            ('"kl_sign"', '"temperature"'),
         ),
         Trap(
             "Case E: nothing looks wrong but a number that should be epochs × "
             "minibatches. Count.",
-            ('"one_minibatch"', '"?"'),
+            ('"one_minibatch"', '"temperature"'),
         ),
         Trap(
             "Case F: nearly every token is clipped, from the first iteration on. "
             "Sampler and trainer speak of different tokens.",
-            ('"off_by_one"', '"?"'),
+            ('"off_by_one"', '"temperature"'),
         ),
         Trap(
             "Case G: the KL is enormous from the first iteration, and everything else "
             "as in a healthy run: only the report is wrong.",
-            ('"kl_counts_padding"', '"?"'),
+            ('"kl_counts_padding"', '"temperature"'),
         ),
         Trap(
             "Case H: the value loss is lower than a healthy one's from the start, and "
             "the policy learns less. What does the critic know that it should not?",
-            ('"critic_sees_token"', '"?"'),
+            ('"critic_sees_token"', '"temperature"'),
         ),
     ),
     twins=(Twin(diagnose_by_pairs), Twin(diagnose_by_place)),
