@@ -306,9 +306,12 @@ interactive(
 )
 
 # %% [markdown]
-# β is a price: with a small one, many nats are needed for the same difference
-# of rewards, and the pairs go on pushing.
-#
+# Wrong by 5 nats: the larger β, the harder the push. Right by 5: a large β
+# takes the pair for settled, a tiny one hardly pushes at all; in between it is
+# hardest. β is a price: with a small one, many nats are needed for the same
+# difference of rewards, and the pairs go on pushing.
+
+# %% [markdown]
 # Now run it: your two functions, and the log's answers as pairs. The reward
 # model only labels them; people could.
 
@@ -488,8 +491,10 @@ interactive(
 )
 
 # %% [markdown]
-# The slider doubles n. Best of n gets much for few nats, and pays again for
-# every question that anybody ever asks; training pays once.
+# The slider doubles n. On gold choosing passes GRPO and offline PPO; the
+# others stay above it, by no more than their bars. Best of n gets much for few
+# nats, and pays again for every question that anybody ever asks; training pays
+# once.
 #
 # **Predict.** Whose mean is best? And would you bet on the order of the first
 # three?

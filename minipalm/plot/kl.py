@@ -17,6 +17,7 @@ from minipalm.plot.style import (
     listed,
     new_figure,
     note,
+    number,
 )
 
 Estimator = Callable[[Tensor, Tensor], Tensor]  # (logprobs, ref_logprobs)
@@ -152,6 +153,9 @@ def pushes(
     for n, (name, slope) in enumerate(series.items()):
         places = [v + (n - (len(series) - 1) / 2) * wide for v in range(len(slope))]
         ax.bar(places, slope, 0.9 * wide, color=HUES.get(name, INK), label=name)
+        for place, height in zip(places, slope):
+            if abs(height) < tolerance:  # a bar that nobody can see
+                note(ax, "0", (place, 0), (0, 3), ha="center", color=HUES.get(name))
     ax.axhline(0, color=INK, linewidth=1)
     ax.set_xticks(range(len(true)), [f"token {v}" for v in range(len(true))])
     ax.set(ylabel="expected gradient in the logit")
@@ -178,8 +182,8 @@ def paid_by_token(
     """
     moved, total = float(prices.sum()), float(rewards.sum())
     figure, (top, low) = new_figure(
-        f"Score {score:.2f} less β = {kl_coef:.2f} times {moved:.2f} nats leaves"
-        f" {total:.2f}",
+        f"Score {number(score)} less β = {kl_coef:.2f} times {number(moved)} nats"
+        f" leaves {number(total)}",
         rows=2,
         height=4.4,
         sharex=True,
@@ -187,7 +191,7 @@ def paid_by_token(
     places = range(len(words))
     sides = [COLORS["ppo"] if x > 0 else COLORS["other"] for x in listed(prices)]
     top.bar(places, listed(prices), color=sides, width=0.75)
-    top.set_ylabel("log π − log π_ref, nats")
+    top.set_ylabel("log π − log π$_{ref}$, nats")
     head(top, "how far: dark where the policy says it more often than the reference")
     low.bar(places, listed(rewards), color=COLORS["proxy"], width=0.75)
     low.set_ylabel("reward $r_t$")
@@ -221,6 +225,7 @@ def entropy_by_place(
     ax.bar([t + 1 for t in kept], means, color=COLORS["sft"], width=0.75)
     ax.axhline(mean, **DASHED)
     note(ax, "mean", (len(kept) + 0.6, mean), (0, 4), ha="right")
+    ax.set_xticks([1, *range(5, len(mask[0]) + 1, 5)])
     ax.set(xlabel="token of the answer", ylabel="entropy, nats")
     ax.grid(axis="x", visible=False)
     return figure

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from minipalm.plot.style import (
@@ -20,6 +19,7 @@ from minipalm.plot.style import (
     legend_below,
     new_figure,
     note,
+    number,
 )
 
 Results = Mapping[str, Any]  # data/results/methods.json
@@ -83,8 +83,9 @@ def dpo_pair(dpo_loss: PairLoss, beta: float, margin: float) -> Figure:
         one[0].item() for one in pair_push(dpo_loss, torch.tensor([margin]), beta)
     )
     figure, axes = new_figure(
-        f"β\u00a0=\u00a0{beta:.2f}, {margin:+.1f} nats: the loss is {loss:.2f}, "
-        f"and the pair pushes with {push:.2f} of at most {beta:.2f}",
+        f"β\u00a0=\u00a0{beta:.2f}, a margin of {number(margin, '+.1f')} nats: "
+        f"the loss is {loss:.2f}, and the pair pushes with {push:.2f} of at most "
+        f"{beta:.2f}",
         columns=2,
     )
     grey, mine = (pair_push(dpo_loss, along, one) for one in (0.5, beta))
@@ -175,7 +176,8 @@ def without_guard(runs: Mapping[str, Sequence[Row]]) -> Figure:
         f"{rows[-1]['asked_kl']:.1f}"
         for name, rows in runs.items()
     ]
-    figure, axes = new_figure("; ".join(ends), columns=3, height=3.6)
+    title = "; ".join(ends)
+    figure, axes = new_figure(title[0].upper() + title[1:], columns=3, height=3.6)
     colors = (COLORS["unpenalised"], COLORS["ppo"])
     for color, (name, rows) in zip(colors, runs.items()):
         axes[0].plot(*column(rows, "asked_kl"), color=color, label=name)
@@ -187,9 +189,10 @@ def without_guard(runs: Mapping[str, Sequence[Row]]) -> Figure:
     head(axes[2], "gold reward,\n0 to 10", 10)
     axes[1].axhline(0.1, **DASHED)  # where the guard stops
     axes[1].set_ylim(bottom=0)
+    looked = sorted({row["step"] for rows in runs.values() for row in rows})
     for ax in axes:
         ax.set_xlabel("update")
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.set_xticks(looked[1::2])
     legend_below(figure, axes[0])
     return figure
 

@@ -20,6 +20,7 @@ from minipalm.plot.style import (
     listed,
     new_figure,
     note,
+    number,
 )
 
 Loss = Callable[..., Tensor]  # (chosen, rejected, margin) to a scalar
@@ -51,7 +52,7 @@ def preference_pair(
     sure = torch.tensor(chosen - rejected).sigmoid().item()
     figure, (left, right) = new_figure(
         f"The model gives the chosen answer {sure:.0%}: a loss of {value:.2f} nats,"
-        f" and a push of {up:+.2f} and {down:+.2f}",
+        f" and a push of {number(up, '+.2f')} and {number(down, '+.2f')}",
         columns=2,
         height=3.2,
     )
@@ -93,13 +94,13 @@ def where_it_reads(
     last, column = values[length - 1], values[-1]
     mean = sum(values[:length]) / length
     figure, [ax] = new_figure(
-        f"The answer's mean is {mean:.2f} and its last token's score {last:.2f};"
-        f" the last column, a pad, says {column:.2f}",
+        f"The answer's mean is {number(mean)} and its last token's score"
+        f" {number(last)}; the last column, a pad, says {number(column)}",
         height=3.4,
     )
     colors = [COLORS["proxy"]] * length + [COLORS["sft"]] * (len(values) - length)
     ax.bar(range(len(values)), values, color=colors, width=0.75)
-    ax.plot([-0.5, length - 0.5], [mean, mean], **DASHED)
+    ax.plot([-0.5, length - 0.5], [mean, mean], label="mean of the answer", **DASHED)
     top = max([*values, 0.0])
     low = min([*values, 0.0])
     room = 0.2 * (top - low)
@@ -119,6 +120,7 @@ def where_it_reads(
     ax.set_xticks(range(len(values)), names, rotation=60, ha="right", fontsize=8.5)
     ax.set(ylabel="score of the column")
     ax.grid(axis="x", visible=False)
+    legend(ax, loc="upper left")
     return figure
 
 
@@ -175,8 +177,8 @@ def length_bias(
     left.set_ylim(
         top=left.get_ylim()[1] + 0.35 * (left.get_ylim()[1] - left.get_ylim()[0])
     )
-    legend(left, loc="upper left")
-    head(left, f"each answer; correlation {together:+.2f}")
+    legend(left, loc="upper left", markerscale=3)
+    head(left, f"each answer; correlation {number(together, '+.2f')}")
     for place, one in enumerate(groups.values()):
         right.bar(place, 100 * one.rate, color=COLORS["proxy"], alpha=0.75, width=0.8)
         right.plot([place] * 2, [100 * one.low, 100 * one.high], color=INK, linewidth=2)
@@ -184,6 +186,7 @@ def length_bias(
     right.axhline(50, **DASHED)
     right.axhline(100 * overall, color=INK, linewidth=1)
     note(right, "all pairs", (len(groups) - 0.45, 100 * overall), (0, 3))
+    note(right, "a coin", (len(groups) - 0.45, 50), (0, -12))
     right.set_xticks(range(len(groups)), list(groups))
     right.set_xlim(-0.5, len(groups) + 0.2)
     right.set(ylabel="pairs judged rightly, %", ylim=(0, 100))
@@ -209,8 +212,9 @@ def learnt_by_heart(
     """
     least = min(losses["held out"])
     figure, (left, right) = new_figure(
-        f"After {epochs[-1]:.0f} epochs {accuracies['seen'][-1]:.0%} of the seen labels"
-        f" and {accuracies['held out'][-1]:.0%} of the others, whose loss has gone from"
+        f"After {epochs[-1]:.0f} epochs it is right about"
+        f" {accuracies['seen'][-1]:.0%} of the seen pairs and"
+        f" {accuracies['held out'][-1]:.0%} of the others, whose loss goes from"
         f" {least:.2f} to {losses['held out'][-1]:.2f}",
         columns=2,
         height=3.4,

@@ -14,6 +14,7 @@ from minipalm.plot.style import (
     Numbers,
     head,
     legend,
+    legend_below,
     listed,
     new_figure,
     note,
@@ -66,9 +67,9 @@ def reliability_diagram(bins: Sequence[statistics.Bin]) -> Figure:
         height=3.8,
     )
     ax.plot([50, 100], [50, 100], label="as sure as right", **DASHED)
-    for one in bins:
-        shares = statistics.wilson(one.share * one.pairs, one.pairs)
-        heights = [100 * shares.low, 100 * shares.high]
+    ends = [statistics.wilson(one.share * one.pairs, one.pairs) for one in bins]
+    for one, end in zip(bins, ends):
+        heights = [100 * end.low, 100 * end.high]
         ax.plot([100 * one.confidence] * 2, heights, color=COLORS["proxy"], alpha=0.6)
     ax.scatter(
         [100 * one.confidence for one in bins],
@@ -79,8 +80,9 @@ def reliability_diagram(bins: Sequence[statistics.Bin]) -> Figure:
         zorder=3,
     )
     ax.set(xlabel="how sure the model is, %", ylabel="how often it is right, %")
-    ax.set(xlim=(49, 101), ylim=(min(45, 100 * min(b.share for b in bins) - 5), 103))
-    legend(ax, loc="lower right", markerscale=0.5)
+    lowest = 100 * min(end.low for end in ends)
+    ax.set(xlim=(49, 101), ylim=(min(45, lowest - 2), 103))
+    legend_below(figure, ax)
     return figure
 
 

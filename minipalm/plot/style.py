@@ -133,6 +133,11 @@ def listed(x: Numbers) -> list[float]:
     return x.tolist() if isinstance(x, Tensor) else [float(one) for one in x]
 
 
+def number(value: float, form: str = ".2f") -> str:
+    """A number in a title: a minus, where a hyphen would be too short to be seen."""
+    return format(value, form).replace("-", "−")
+
+
 def thin(*series: list[float]) -> list[list[float]]:
     """At most 400 points of each series, evenly: more than that no eye can see."""
     return [values[:: len(values) // 400 + 1] for values in series]

@@ -91,6 +91,9 @@ def best_of_n_kl(n: int) -> float:
 
     Example: 0 for n = 1, .1931 for 2, 1.8351 for 16, 3.1745 for 64.
 
+    Raises:
+        ValueError: n is below 1.
+
     Source: Gao, Schulman and Hilton 2022 (arXiv 2210.10760), where it measures the
     distance that best-of-n has gone.
     """
@@ -109,6 +112,9 @@ def best_of_n_estimate(
     choices that take the other n − 1 from the i − 1 before it:
 
         Σ_i C(i − 1, n − 1) / C(N, n) · values_(i)
+
+    Add up this sum instead of going through the choices: N may be 1,500, and then the
+    numbers of choices leave the range of floats, too; their logarithms do not.
 
     Equal proxies: each of the equal ones is the best equally often.
 

@@ -51,7 +51,7 @@ def importance_weights(
 
     Returns:
         a weight from 0 to limit for each answer, without a gradient. Exactly 1 where
-        the two are equal.
+        the two are equal, or where an answer has no token.
 
     Example: two tokens, each twice as probable as when they were sampled: 4; with
     limit=3, 3.

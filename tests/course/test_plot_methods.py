@@ -80,7 +80,7 @@ def test_the_log_and_the_truth_stand_in_one_panel():
         for n in (4, 8)
     ]
     figure = without_guard({"no guard": rows, "guard": rows})
-    assert "no guard: the log says 0.5 nats, it is 8.0" in title(figure)
+    assert "No guard: the log says 0.5 nats, it is 8.0" in title(figure)
     assert len(figure.axes[0].lines) == 4
     assert len(figure.png()) < SMALL
 

@@ -35,7 +35,7 @@ def test_the_pairs_figure_tells_probability_loss_and_push():
     figure = preference_pair(pairwise_loss, 1.0, 0.0)
     assert title(figure) == (
         "The model gives the chosen answer 73%: a loss of 0.31 nats, and a push of "
-        "+0.27 and -0.27"
+        "+0.27 and −0.27"
     )
     assert len(figure.png()) < SMALL
 
@@ -66,7 +66,7 @@ def test_the_title_tells_what_each_pooling_reads():
     figure = where_it_reads(["a", "b", "<eos>"], scores, torch.arange(5) < 3)
     assert title(figure) == (
         "The answer's mean is 3.00 and its last token's score 6.00; the last column, a "
-        "pad, says -1.00"
+        "pad, says −1.00"
     )
     full = where_it_reads(list("abcde"), scores, torch.arange(5) < 5)
     assert len(full.png()) < SMALL
@@ -82,7 +82,7 @@ def test_the_loss_of_held_out_pairs_is_told_from_its_least_to_its_last():
     texts = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert texts["knows gold"] == (3, 80)
     assert title(figure) == (
-        "After 3 epochs 100% of the seen labels and 65% of the others, whose loss has "
-        "gone from 0.62 to 1.50"
+        "After 3 epochs it is right about 100% of the seen pairs and 65% of the "
+        "others, whose loss goes from 0.62 to 1.50"
     )
     assert len(figure.png()) < SMALL

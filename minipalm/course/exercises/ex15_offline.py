@@ -131,6 +131,11 @@ IMPORTANCE_WEIGHTS = Exercise(
                 (".sum(1)", ".sum(1) / mask.sum(1).clamp(min=1)"),
             ),
             Trap(
+                "A mean of log-ratios is the ratio of a typical token, and 0/0 where "
+                "an answer has none. The answer is the product of its tokens: add.",
+                (".sum(1)", ".sum(1) / mask.sum(1)"),
+            ),
+            Trap(
                 "The ratios of the tokens are added. Probabilities of tokens "
                 "multiply, so it is their logarithms that add up.",
                 (
@@ -284,6 +289,15 @@ EFFECTIVE_SAMPLE_SIZE = Exercise(
             "In float32 the squares of very small or very large weights are 0 or "
             "infinite. Convert to double first.",
             ("total = weights.double()", "total = weights"),
+            ("/ weights.double()", "/ weights"),
+        ),
+        Trap(
+            "In float32 the squares of very small or very large weights are 0 or "
+            "infinite, and what comes out is no number. Convert to double first.",
+            (
+                "total = weights.double().sum()",
+                "total = weights.sum()\n    if total == 0:\n        return 0.0",
+            ),
             ("/ weights.double()", "/ weights"),
         ),
         Trap(
@@ -1005,8 +1019,8 @@ BEST_OF_N_KL = Exercise(
         "best of n likely to be?",
         r"Its density at rank $u$ is $n u^{n-1}$, so the KL is "
         r"$\int_0^1 n u^{n-1} \log(n u^{n-1})\, du$.",
-        "The integral is log n less something that goes from 0 towards 1. Look at "
-        "n = 1 first, and at what must be raised.",
+        "The integral is log n less something that goes from 0 towards 1: for "
+        "n = 1 nothing is chosen, and it is 0 − 0.",
     ),
     bonus="Best of n spends n answers, PPO spends them once. For which n would you "
     "rather train, if you will be asked a million times?",
