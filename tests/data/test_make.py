@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -26,6 +27,7 @@ FILES = {
     "prompts.jsonl": 126,
     "prompts_heldout.jsonl": 18,
 }
+FEW = {"demonstrations.jsonl": 7, "preferences.jsonl": 5}
 HEARD = ("demonstrations.jsonl", "preferences.jsonl", "prompts.jsonl")
 
 
@@ -141,7 +143,7 @@ def test_the_labels_are_right_as_often_as_a_noisy_labeller_is(records):
 def test_equal_drafts_are_not_a_preference(monkeypatch):
     drafts = ("the fox wept .", "the owl slept .")
     monkeypatch.setattr(make, "tell", lambda *given: pick(given[-1], drafts))
-    rows = make.preferences(Random(0), 100)
+    rows = list(islice(make.preferences(Random(0)), 100))
     assert len(rows) == 100
     assert all({row["chosen"], row["rejected"]} == set(drafts) for row in rows)
 
@@ -172,3 +174,26 @@ def test_files_of_somebody_else_are_not_overwritten(tmp_path, monkeypatch, capsy
     assert stop.value.code == 2 and "did not make" in capsys.readouterr().err
     assert (tmp_path / "text.jsonl").read_text() == '{"text": "mine"}\n'
     assert list(tmp_path.iterdir()) == [tmp_path / "text.jsonl"]
+
+
+def test_other_counts_make_longer_or_shorter_files_of_the_same_beginning(
+    tmp_path, monkeypatch, records
+):
+    argv = "make --seed 0 --texts 10030 --demonstrations 7 --preferences 5 --out"
+    monkeypatch.setattr("sys.argv", [*argv.split(), str(tmp_path / "many")])
+    make.main()
+    for name, number in {**FILES, "text.jsonl": 10_030, **FEW}.items():
+        rows = [json.loads(one) for one in (tmp_path / "many" / name).open()]
+        shorter = min(number, FILES[name])
+        assert len(rows) == number and rows[:shorter] == records[name][:shorter]
+    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == sorted(
+        [*FILES, "README.md"]
+    )
+    make.main()  # over what it has made itself
+
+
+def test_a_count_below_one_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["make", "--out", str(tmp_path), "--texts", "0"])
+    with pytest.raises(SystemExit):
+        make.main()
+    assert "expected counts of at least 1, got 0" in capsys.readouterr().err
