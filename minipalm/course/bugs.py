@@ -178,9 +178,9 @@ BUGS = (
     ),
     Bug(
         "kl_counts_padding",
-        "minipalm.rlhf.rollout:collect",
-        "torch.where(mask, token_logprobs(logits, responses), 0.0)",
-        "token_logprobs(logits, responses)",
+        "minipalm.rlhf.rollout:answer_logprobs",
+        "torch.where(kept, token_logprobs(logits, said), 0.0)",
+        "token_logprobs(logits, said)",
         "The reported KL sums over padding, too.",
         "trlx sums prompt positions, TRL and trlx divide by padding",
     ),

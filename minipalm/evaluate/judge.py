@@ -11,6 +11,7 @@ from torch import Tensor
 from minipalm.data.gold import GoldParts, gold_parts
 from minipalm.data.lexicon import is_tinytales_prompt
 from minipalm.model.palm import PaLM
+from minipalm.parallel import row_by_row
 from minipalm.rlhf.answers import Answers
 from minipalm.rlhf.kl import exact_kl
 from minipalm.rlhf.logprobs import response_logits
@@ -104,12 +105,13 @@ def judge(
         reward_model: gives the proxy score.
         batch_size: answers at a time.
     """
-    proxy, kl = [], []
-    for some in answers.token_batches(batch_size):
+
+    def both(rows: Int[Tensor, "n"]) -> Float[Tensor, "n 2"]:
+        prompts, prompt_mask, responses, mask = (x[rows] for x in answers.tokens)
+        some = (prompts, prompt_mask, responses, mask)
         before, after = (response_logits(m, *some) for m in (reference, policy))
-        moved = exact_kl(after, before)
-        kl.append(torch.where(some[3], moved, 0.0).sum(1))
-        proxy.append(reward_model(*some))
-    return Judged(
-        answers, gold_of(answers), torch.cat(proxy).cpu(), torch.cat(kl).cpu()
-    )
+        moved = torch.where(mask, exact_kl(after, before), 0.0).sum(1)
+        return torch.stack([reward_model(*some), moved], dim=1)
+
+    proxy, kl = row_by_row(both, len(answers), batch_size).cpu().unbind(1)
+    return Judged(answers, gold_of(answers), proxy, kl)

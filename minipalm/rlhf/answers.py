@@ -9,8 +9,8 @@ from torch import Tensor
 
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.tokenizer import Tokenizer
-from minipalm.model.generate import generate
 from minipalm.model.palm import PaLM
+from minipalm.rlhf.sampling import Sampler
 
 Tokens = tuple[
     Int[Tensor, "N P"], Bool[Tensor, "N P"], Int[Tensor, "N T"], Bool[Tensor, "N T"]
@@ -72,15 +72,15 @@ def answer(
         policy: answers.
         prompts: may repeat.
         max_prompt, max_response: P and T, in tokens.
-        generator: draws the tokens; on the policy's device.
+        generator: draws the tokens.
         temperature: see `sampling_law`.
         batch_size: answers at a time.
     """
-    device = policy.embedding.weight.device
+    device, sample = policy.embedding.weight.device, Sampler(policy)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     padded, prompt_mask = (x.to(device) for x in pad_left(ids, max_prompt))
     sampled = [
-        generate(
+        sample(
             policy,
             padded[start : start + batch_size],
             prompt_mask[start : start + batch_size],

@@ -34,7 +34,12 @@ class Pairs:
         return len(self.prompts)
 
     def __getitem__(self, rows: Int[Tensor, "R"] | slice) -> "Pairs":
-        return Pairs(*(getattr(self, field.name)[rows] for field in fields(self)))
+        some = (getattr(self, field.name)[rows] for field in fields(self))
+        # on a disk tokens may be 16-bit
+        return Pairs(*(x if x.dtype == torch.bool else x.long() for x in some))
+
+    def to(self, device: torch.device) -> "Pairs":
+        return Pairs(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def pairs_of(first: Answers, second: Answers, first_is_better: Sequence[bool]) -> Pairs:

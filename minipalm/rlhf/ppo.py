@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from minipalm.config import PPOConfig
 from minipalm.model.palm import PaLM
+from minipalm.parallel import share, summed
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.kl import k3
 from minipalm.rlhf.logprobs import (
@@ -146,6 +147,9 @@ def minibatch_gradients(
 ) -> None:
     """Add the gradients and the stats of some rows of a minibatch of `total` tokens.
 
+    Where several processes train together, each takes its share of the rows, and the
+    stats are `summed` over all of them.
+
     Minimised are policy_loss − entropy_coef · entropy, and value_loss, each by a
     backward pass of its own: neither network hears of the other's loss.
 
@@ -157,6 +161,7 @@ def minibatch_gradients(
             of the sampler, are read.
         stats: losses, ratio, clip_fraction and approx_kl are added to.
     """
+    micro = share(micro)
     logits = response_logits(policy, *micro.tokens, temperature=config.temperature)
     logprobs = token_logprobs(logits, micro.responses)
     loss = policy_loss(
@@ -178,11 +183,11 @@ def minibatch_gradients(
         ratio = (logprobs - micro.logprobs).exp()
         outside = ((ratio - 1).abs() > config.clip).float()
         moved = k3(micro.logprobs, logprobs)
-        stats.policy_loss += loss.item()
-        stats.value_loss += error.item()
-        stats.ratio += masked_mean(ratio, micro.mask, total).item()
-        stats.clip_fraction += masked_mean(outside, micro.mask, total).item()
-        stats.approx_kl += masked_mean(moved, micro.mask, total).item()
+        stats.policy_loss += summed(loss).item()
+        stats.value_loss += summed(error).item()
+        stats.ratio += summed(masked_mean(ratio, micro.mask, total)).item()
+        stats.clip_fraction += summed(masked_mean(outside, micro.mask, total)).item()
+        stats.approx_kl += summed(masked_mean(moved, micro.mask, total)).item()
 
 
 def mean_stats(done: list[PPOStats]) -> PPOStats:

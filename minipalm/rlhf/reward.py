@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minipalm.model.palm import PaLM
+from minipalm.parallel import row_by_row
 from minipalm.rlhf.pairs import Pairs
 
 
@@ -186,11 +187,15 @@ def score_pairs(
         model: scores them.
         pairs: N comparisons.
         groups: answers of about the same length are scored together, in so many passes,
-            each as wide as its longest: less padding to compute, the same scores.
+            each as wide as its longest: less padding to compute, the same scores. 0:
+            all in one pass, as wide as they come.
     """
     prompts, prompt_mask = pairs.prompts.repeat(2, 1), pairs.prompt_mask.repeat(2, 1)
     answers = torch.cat([pairs.chosen, pairs.rejected])
     mask = torch.cat([pairs.chosen_mask, pairs.rejected_mask])
+    if groups == 0:
+        chosen, rejected = model(prompts, prompt_mask, answers, mask).chunk(2)
+        return chosen, rejected
     order = mask.sum(1).argsort()
     scores = []
     for rows in order.chunk(groups):
@@ -198,6 +203,22 @@ def score_pairs(
         asked = prompts[rows, -P:], prompt_mask[rows, -P:]
         scores.append(model(*asked, answers[rows, :T], mask[rows, :T]))
     chosen, rejected = torch.cat(scores)[order.argsort()].chunk(2)
+    return chosen, rejected
+
+
+def score_all(
+    model: RewardModel, pairs: Pairs, size: int = 0
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    """`score_pairs` of any number of pairs, `size` at a time, without a gradient.
+
+    Each process scores its share, and all get all scores, on the CPU.
+    """
+    device = model.trunk.embedding.weight.device
+
+    def both(rows: Int[Tensor, "n"]) -> Float[Tensor, "n 2"]:
+        return torch.stack(score_pairs(model, pairs[rows].to(device)), dim=1)
+
+    chosen, rejected = row_by_row(both, len(pairs), size).cpu().unbind(1)
     return chosen, rejected
 
 

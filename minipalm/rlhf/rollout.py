@@ -7,16 +7,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minipalm.clock import Clock
 from minipalm.config import PPOConfig
 from minipalm.data.tokenizer import Tokenizer
-from minipalm.model.generate import generate
+from minipalm.model.generate import Sampled, generate
 from minipalm.model.palm import PaLM
+from minipalm.model.place import machine_of
+from minipalm.parallel import row_by_row
 from minipalm.rlhf.answers import Tokens, answers_of
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.gae import gae, whiten
 from minipalm.rlhf.invariants import check_rollout
 from minipalm.rlhf.kl import k1
-from minipalm.rlhf.logprobs import response_logits, token_logprobs
+from minipalm.rlhf.logprobs import masked_mean, response_logits, token_logprobs
 
 # A reward is any function of (prompts, prompt_mask, responses, mask) that gives a score
 # for each row; a RewardModel is one, and `text_reward` makes one of a Python function.
@@ -142,6 +145,33 @@ def shape_rewards(
     return rewards.scatter_add(1, last, scores[:, None])
 
 
+def read(
+    network: Callable[..., Tensor], answers: Tokens, config: PPOConfig
+) -> Float[Tensor, "B ..."]:
+    """What a network says about each answer, float32, without a gradient.
+
+    It reads `config.micro_batch` answers at a time; of several processes each asks
+    about its share, and all get to know.
+    """
+    return row_by_row(
+        lambda rows: network(*(x[rows] for x in answers)).float(),
+        len(answers[0]),
+        config.micro_batch,
+    )
+
+
+def answer_logprobs(
+    model: PaLM, answers: Tokens, config: PPOConfig
+) -> Float[Tensor, "B T"]:
+    """log π(y_t) of given answers, nats, 0 behind their ends: see `read`."""
+
+    def logprobs(asked: Tensor, seen: Tensor, said: Tensor, kept: Tensor) -> Tensor:
+        logits = response_logits(model, asked, seen, said, kept, config.temperature)
+        return torch.where(kept, token_logprobs(logits, said), 0.0)
+
+    return read(logprobs, answers, config)
+
+
 @torch.no_grad()
 def collect(
     policy: PaLM,
@@ -156,44 +186,61 @@ def collect(
     eos_id: int,
     kl_coef: float,
     generator: torch.Generator,
+    sample: Callable[..., Sampled] = generate,
+    clock: Clock | None = None,
 ) -> Rollout:
     """Let the policy answer the prompts, and work out advantages and returns.
 
-    The sampler's own log-probabilities are kept: in float32 they are those of a second
-    pass to a few parts in a million, and a pass is saved.
+    With `config.reuse_logprobs` the sampler's own log-probabilities are kept: in
+    float32 they are those of a second pass to a few parts in a million, and a pass is
+    saved.
 
     Args:
         policy, reference, critic, reward: the four models. None gets a gradient here.
         prompts, prompt_mask: left-padded.
-        config: temperature, missing_eos_penalty, gamma and lam are read.
+        config: temperature, missing_eos_penalty, gamma, lam, reuse_logprobs and
+            micro_batch (answers that a network reads at a time) are read.
         max_response: T, the longest answer.
         eos_id: ends an answer; an answer without it loses missing_eos_penalty.
         kl_coef: β of this rollout.
         generator: draws the tokens.
+        sample: draws the answers, with the arguments of `generate`.
+        clock: measures the phases.
 
     Raises:
         ValueError: the reward gave something else than one score an answer.
         InvariantError: something that holds in every right run does not, see
             `minipalm.rlhf.invariants.check_rollout`.
     """
-    sampled = generate(
-        policy,
-        prompts,
-        prompt_mask,
-        max_new_tokens=max_response,
-        eos_id=eos_id,
-        generator=generator,
-        temperature=config.temperature,
-    )
+    clock = clock or Clock(policy)
+    with clock.phase("rollout"):
+        sampled = sample(
+            policy,
+            prompts,
+            prompt_mask,
+            max_new_tokens=max_response,
+            eos_id=eos_id,
+            generator=generator,
+            temperature=config.temperature,
+        )
     T = int(sampled.mask.sum(1).max())  # nobody's answer is longer
+    if machine_of(policy).compile:
+        T = max_response  # compiled for one width
     responses, mask = sampled.responses[:, :T], sampled.mask[:, :T]
     logprobs = sampled.logprobs[:, :T]
     answers = (prompts, prompt_mask, responses, mask)
 
-    logits = response_logits(reference, *answers, temperature=config.temperature)
-    ref_logprobs = torch.where(mask, token_logprobs(logits, responses), 0.0)
-    values = torch.where(mask, critic(*answers).float(), 0.0)
-    scores = reward(*answers).float()
+    if not config.reuse_logprobs:
+        with clock.phase("logprobs"):
+            logprobs = answer_logprobs(policy, answers, config)
+        gap = masked_mean((logprobs - sampled.logprobs[:, :T]).abs(), mask)
+        clock.note(sampler_gap=gap.item())  # nats a token
+    with clock.phase("reference"):
+        ref_logprobs = answer_logprobs(reference, answers, config)
+    with clock.phase("values"):
+        values = torch.where(mask, read(critic, answers, config), 0.0)
+    with clock.phase("reward"):
+        scores = read(reward, answers, config)
     if scores.shape != mask.shape[:1]:
         raise ValueError(
             f"a reward gives one score an answer: expected {tuple(mask.shape[:1])} "

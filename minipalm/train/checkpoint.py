@@ -1,8 +1,13 @@
-"""Checkpoints: safetensors beside a small JSON, whole or not there at all."""
+"""Checkpoints: safetensors beside a small JSON, whole or not there at all.
+
+Several processes write a file each, with their parts of the weights: PyTorch's
+distributed checkpoint, in safetensors too. Any number of processes reads either kind.
+"""
 
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minipalm.model.place import is_sharded
+from minipalm.parallel import barrier, is_first
+
 Tensors = dict[str, Tensor]
 TENSORS, STATE = "tensors.safetensors", "state.json"
+PARTS = "shard-*.safetensors"  # instead of TENSORS, where several processes wrote
 
 
 class CheckpointError(RuntimeError):
@@ -26,8 +35,14 @@ def module_tensors(modules: Mapping[str, nn.Module]) -> Tensors:
     return {
         f"{name}/{key}": tensor.contiguous()
         for name, module in modules.items()
-        for key, tensor in module.state_dict().items()
+        for key, tensor in learnt(module).items()
     }
+
+
+def learnt(module: nn.Module) -> Tensors:
+    """The state of a module; where it has adapters, theirs: the rest never changes."""
+    state = module.state_dict()
+    return {key: x for key, x in state.items() if ".lora_" in key} or state
 
 
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> Tensors:
@@ -64,7 +79,8 @@ def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> N
 
     Args:
         folder: to be made; what stood there before is valid until the new one is.
-        tensors: weights, optimizer memory, the state of a random generator.
+        tensors: weights, optimizer memory, the state of a random generator. Where they
+            are sharded, all processes must call, and each writes its parts.
         state: numbers and strings, kept as JSON.
 
     Raises:
@@ -72,22 +88,42 @@ def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> N
             the attempt.
     """
     temporary, aside = folder.with_name(".checkpoint.tmp"), _aside(folder)
+    sharded = any(map(is_sharded, tensors.values()))
     try:
         with writing(folder):
-            shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
-            temporary.mkdir(parents=True)
-            save_file(tensors, temporary / TENSORS)
-            (temporary / STATE).write_text(json.dumps(state, indent=1), "utf-8")
-            for name in (TENSORS, STATE):
-                with open(temporary / name, "rb+") as file:
-                    os.fsync(file.fileno())
-            if folder.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
-            temporary.rename(folder)
+            if is_first():
+                shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+                temporary.mkdir(parents=True)
+            barrier()
+            if sharded:
+                _save_parts(tensors, temporary)
+            elif is_first():
+                save_file(tensors, temporary / TENSORS)
+            barrier()
+            if is_first():
+                (temporary / STATE).write_text(json.dumps(state, indent=1), "utf-8")
+                for path in temporary.iterdir():
+                    with open(path, "rb+") as file:
+                        os.fsync(file.fileno())
+                if folder.exists():
+                    shutil.rmtree(aside, ignore_errors=True)
+                    folder.rename(aside)
+                temporary.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(aside, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+    if is_first():
+        shutil.rmtree(aside, ignore_errors=True)
+    barrier()
+
+
+def _save_parts(tensors: Tensors, folder: Path) -> None:
+    """Each process's parts into a file of its own; of what all have, one copy."""
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings(action="ignore"):
+        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer)
 
 
 def _aside(folder: Path) -> Path:
@@ -122,17 +158,31 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def read_tensors(folder: Path, prefix: str) -> Tensors:
+def read_tensors(
+    folder: Path, prefix: str, like: Mapping[str, Tensor] | None = None
+) -> Tensors:
     """The tensors whose names begin with `prefix/`, without it. Nothing is unpickled.
+
+    Args:
+        folder: a checkpoint.
+        prefix: of the names.
+        like: of those that are sharded in here under the same name, this process gets
+            its part only. Then all processes must call.
 
     Raises:
         CheckpointError: the file is missing, truncated, a pickle, or lacks the tensors.
     """
     path = _standing(folder) / TENSORS
     try:
-        with safe_open(path, framework="pt") as file:
-            names = [n for n in file.keys() if n.startswith(f"{prefix}/")]  # noqa: SIM118
-            tensors = {n[len(prefix) + 1 :]: file.get_tensor(n) for n in names}
+        if not path.exists() and any(path.parent.glob(PARTS)):
+            tensors = _load_parts(path.parent, prefix, like or {})
+        else:
+            with safe_open(path, framework="pt") as file:
+                names = [n for n in file.keys() if n.startswith(f"{prefix}/")]  # noqa: SIM118
+                tensors = {n[len(prefix) + 1 :]: file.get_tensor(n) for n in names}
+            for name, tensor in tensors.items():
+                if like and name in like and is_sharded(like[name]):
+                    tensors[name] = _own_part(tensor, like[name])
     except OSError as error:
         raise _unreadable(path, error) from None
     except SafetensorError as error:
@@ -151,6 +201,38 @@ def read_tensors(folder: Path, prefix: str) -> Tensors:
             f"of something else? Delete {folder} and run again."
         )
     return tensors
+
+
+def _load_parts(folder: Path, prefix: str, like: Mapping[str, Tensor]) -> Tensors:
+    """What several processes have written, for as many as there are now."""
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings(action="ignore"):
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        found: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+        wanted: Tensors = {}
+        for name, one in found.items():
+            key = name.removeprefix(f"{prefix}/")
+            if key != name:
+                empty = torch.empty(one.size, dtype=one.properties.dtype)
+                if key in like and like[key].shape == one.size:
+                    empty = torch.empty_like(like[key], dtype=empty.dtype)
+                    empty = empty if is_sharded(empty) else empty.cpu()
+                wanted[name] = empty
+        alone = not any(map(is_sharded, wanted.values()))
+        dcp.load(wanted, storage_reader=reader, no_dist=alone)
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in wanted.items()}
+
+
+def _own_part(tensor: Tensor, like: Any) -> Tensor:
+    """Of a whole tensor, what this process has of `like`, if they fit."""
+    from torch.distributed.tensor import distribute_tensor
+
+    if tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(
+        tensor, like.device_mesh, like.placements, src_data_rank=None
+    )
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -172,12 +254,21 @@ def _is_pickle(path: Path) -> bool:
 def load_module(module: nn.Module, folder: Path, name: str) -> None:
     """Fill a module with the weights that a checkpoint holds under its name.
 
+    A module on the meta device takes them as they lie in the file, and in their types.
+
     Raises:
         CheckpointError: see `read_tensors`; or a weight is missing, unknown, or of
             another shape or type. Nothing is converted in silence: half precision, once
             rounded, is not the run that was saved.
     """
-    found, wanted = read_tensors(folder, name), module.state_dict()
+    wanted: Mapping[str, Tensor] = learnt(module)
+    found = read_tensors(folder, name, wanted)
+    empty = any(tensor.is_meta for tensor in wanted.values())
+    if empty:
+        wanted = {
+            key: tensor.to(found[key].dtype) if key in found else tensor
+            for key, tensor in wanted.items()
+        }
     for key in sorted(found.keys() | wanted.keys()):
         have, want = _described(found.get(key)), _described(wanted.get(key))
         if have != want:
@@ -185,7 +276,7 @@ def load_module(module: nn.Module, folder: Path, name: str) -> None:
                 f"{folder / TENSORS}: {name}/{key}: this model needs {want}, and there "
                 f"is {have}. Was it trained at another scale or with other words?"
             )
-    module.load_state_dict(found)
+    module.load_state_dict({**module.state_dict(), **found}, assign=empty)
 
 
 def _described(tensor: Tensor | None) -> str:
@@ -198,7 +289,13 @@ def _described(tensor: Tensor | None) -> str:
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, name: str) -> None:
     """Fill an optimizer with what a checkpoint remembers of it."""
     memory: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in read_tensors(folder, name).items():
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    like = {
+        f"{number}.{entry}": weight
+        for number, weight in enumerate(weights)
+        for entry in ("exp_avg", "exp_avg_sq")
+    }
+    for key, tensor in read_tensors(folder, name, like).items():
         number, entry = key.split(".")
         memory.setdefault(int(number), {})[entry] = tensor
     groups = optimizer.state_dict()["param_groups"]

@@ -1,11 +1,14 @@
 """Pretraining: predict the next token of a long stream of text."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from minipalm.clock import Clock
 from minipalm.config import OptimConfig
 from minipalm.model.palm import PaLM
+from minipalm.parallel import summed
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
 from minipalm.train.run import Run, steps_left
 
@@ -65,20 +68,20 @@ def train_language_model(
         )
     rows = stream[: len(stream) // window * window].view(-1, window)
     device = model.embedding.weight.device
-    optimizer = adamw(model, config.weight_decay, config.betas)
+    optimizer, clock = adamw(model, config.weight_decay, config.betas), Clock(model)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
     for step, bar in steps_left(start, config.steps, run.name):
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
-        loss = 0.0
+        loss, total = 0.0, len(chosen) * (window - 1)
         for part in micro_batches(chosen, config.micro_batch):
-            total = len(chosen) * (window - 1)
-            partial = next_token_loss(model, rows[part].to(device), total)
+            partial = next_token_loss(model, rows[part].to(device, torch.long), total)
             partial.backward()
             loss += partial.item()
+        loss = summed(loss)  # over the processes that train together
         norm = optimizer_step(model, optimizer, config, step)
         run.check_finite(step, loss=loss, grad_norm=norm)
-        run.log(step, loss=loss, grad_norm=norm)
+        run.log(step, loss=loss, grad_norm=norm, **clock.lap(total))
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if step % checkpoint_every == 0 or step == config.steps:
             run.save(step, modules, optimizers)

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from minipalm.config import OptimConfig
+from minipalm.parallel import share
 
 
 def adamw(
@@ -109,5 +110,6 @@ def batch_rows(n: int, batch_size: int, step: int, seed: int) -> Int[Tensor, "B"
 
 
 def micro_batches(rows: Int[Tensor, "B"], size: int) -> Iterable[Int[Tensor, "b"]]:
-    """Cut a batch into parts of at most `size` rows; 0 leaves it whole."""
-    return rows.split(size or len(rows))
+    """This process's share of a batch, in parts of at most `size` rows; 0: one part."""
+    mine = share(rows)
+    return mine.split(size or len(mine))

@@ -1,19 +1,22 @@
 """PPO, as a loop: answer, score, improve, again."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from minipalm.clock import Clock
 from minipalm.config import PPOConfig
 from minipalm.model.palm import PaLM
+from minipalm.parallel import ranks
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.gae import explained_variance
 from minipalm.rlhf.kl import KLController
 from minipalm.rlhf.ppo import ppo_update
 from minipalm.rlhf.rollout import Reward, Rollout, collect
+from minipalm.rlhf.sampling import Sampler
 from minipalm.train.optim import adamw, lr_scale, set_lr
 from minipalm.train.run import Run, steps_left
 
@@ -78,6 +81,9 @@ def train_ppo(
         TrainingError: a loss is no number any more, or an invariant does not hold.
     """
     device = policy.embedding.weight.device
+    clock, sample = Clock(policy), Sampler(policy)
+    prompts, prompt_mask = prompts.to(device), prompt_mask.to(device)
+    whole_batch = replace(config, micro_batch=config.micro_batch * ranks().world)
     policy_optimizer = adamw(policy, eps=config.adam_eps)
     critic_optimizer = adamw(critic, eps=config.adam_eps)
     kl = KLController(kl_coef, config.kl_target, config.kl_horizon)
@@ -106,25 +112,28 @@ def train_ppo(
                 eos_id=eos_id,
                 kl_coef=kl.coef,
                 generator=sampler,
+                sample=sample,
+                clock=clock,
             )
         share = lr_scale(step, config.iterations, config.warmup, config.final_lr)
         set_lr(policy_optimizer, config.policy_lr * share)
         set_lr(critic_optimizer, config.value_lr * share)
-        stats = ppo_update(
-            policy,
-            critic,
-            rollout,
-            policy_optimizer,
-            critic_optimizer,
-            config,
-            generator,
-        )
+        with clock.phase("update"):
+            stats = ppo_update(
+                policy,
+                critic,
+                rollout,
+                policy_optimizer,
+                critic_optimizer,
+                whole_batch,
+                generator,
+            )
         metrics = {**rollout_metrics(rollout, eos_id), **asdict(stats)}
         run.check_finite(step, **metrics)
         run.check_weights(step, modules)
         if measure is not None:
             metrics |= measure(rollout)
-        run.log(step, kl_coef=kl.coef, **metrics)
+        run.log(step, kl_coef=kl.coef, **metrics, **clock.lap(rollout.mask.numel()))
         bar.set_postfix(
             loss=f"{stats.policy_loss + stats.value_loss:.3f}",
             reward=f"{metrics['score']:.2f}",

@@ -1,6 +1,9 @@
 """The reward model's training, as a loop."""
 
+from minipalm.clock import Clock
 from minipalm.config import RewardConfig
+from minipalm.model.place import machine_of
+from minipalm.parallel import summed
 from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel, pairwise_loss, score_pairs
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
@@ -22,7 +25,7 @@ def train_reward_model(
 
     Args:
         model: changed in place; its scale is not (see `RewardModel.fit_scale`).
-        pairs: on the model's device.
+        pairs: on any device; moved to the model's part by part.
         config: `optim` and `margin` are read.
         run: where metrics and checkpoints go.
         seed: fixes the order of the pairs.
@@ -32,7 +35,9 @@ def train_reward_model(
         TrainingError: the loss is no number any more.
     """
     optim = config.optim
-    optimizer = adamw(model, optim.weight_decay, optim.betas)
+    optimizer, clock = adamw(model, optim.weight_decay, optim.betas), Clock(model)
+    device = model.trunk.embedding.weight.device
+    groups = 0 if machine_of(model).compile else 4  # compiled for a single width
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
     for step, bar in steps_left(start, optim.steps, run.name):
@@ -40,14 +45,19 @@ def train_reward_model(
         loss = accuracy = 0.0
         for part in micro_batches(chosen_rows, optim.micro_batch):
             share = len(part) / len(chosen_rows)
-            chosen, rejected = score_pairs(model, pairs[part])
+            some = pairs[part].to(device)
+            chosen, rejected = score_pairs(model, some, groups)
             partial = share * pairwise_loss(chosen, rejected, config.margin)
             partial.backward()
             loss += partial.item()
             accuracy += share * (chosen > rejected).float().mean().item()
+        loss, accuracy = summed(loss), summed(accuracy)  # over all processes
         norm = optimizer_step(model, optimizer, optim, step)
         run.check_finite(step, loss=loss, grad_norm=norm)
-        run.log(step, loss=loss, accuracy=accuracy, grad_norm=norm)
+        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": norm}
+        width = some.prompts.shape[1] + some.chosen.shape[1]
+        tokens = 2 * len(chosen_rows) * width
+        run.log(step, **metrics, **clock.lap(tokens))
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
         if step % checkpoint_every == 0 or step == optim.steps:
             run.save(step, modules, optimizers)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minipalm.data.files import write_text
+from minipalm.parallel import barrier, check_same, is_first
 from minipalm.rlhf.invariants import InvariantError
 from minipalm.train.checkpoint import (
     load_module,
@@ -54,9 +55,11 @@ class Run:
         self.metrics_path = self.folder / "metrics.jsonl"
         path = self.folder / "config.json"
         text = json.dumps(settings, indent=1, default=str)
-        if not path.exists():
+        check_same(str(path), text)
+        if not path.exists() and is_first():
             with writing(path):
                 write_text(path, text)
+        barrier()
         if difference := first_difference(path, json.loads(text)):
             raise ValueError(
                 f"{path}: is of a run with other settings: {difference}. Remove the "
@@ -79,10 +82,12 @@ class Run:
         Returns:
             the number of steps already done, and what `save` was given as state.
         """
-        if not self.checkpoints():
+        checkpoints = self.checkpoints()
+        barrier()  # all have looked before anything is removed
+        if not checkpoints:
             self._cut_metrics(0)
             return 0, {}
-        checkpoint = self.checkpoints()[-1]
+        checkpoint = checkpoints[-1]
         saved = read_state(checkpoint)
         for name, module in modules.items():
             load_module(module, checkpoint, name)
@@ -117,7 +122,12 @@ class Run:
         self._drop_older()
 
     def log(self, step: int, **metrics: float) -> None:
-        """Add a line to metrics.jsonl: {"step": 1, "loss": 3.2}; steps count from 1."""
+        """Add a line to metrics.jsonl: {"step": 1, "loss": 3.2}; steps count from 1.
+
+        Of several processes the first one writes it.
+        """
+        if not is_first():
+            return
         with (
             writing(self.metrics_path),
             open(self.metrics_path, "a", encoding="utf-8") as file,
@@ -176,11 +186,14 @@ class Run:
         return ([path.name for path in self.checkpoints()] or ["no checkpoint"])[-1]
 
     def _drop_older(self) -> None:
-        for path in self.checkpoints()[:-1]:
-            shutil.rmtree(path, ignore_errors=True)
+        if is_first():
+            for path in self.checkpoints()[:-1]:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _cut_metrics(self, step: int) -> None:
         """Forget the lines of steps that will be done again."""
+        if not is_first():
+            return
         kept = []
         if self.metrics_path.exists():
             for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
@@ -217,7 +230,12 @@ def steps_left(start: int, steps: int, name: str) -> Iterator[tuple[int, tqdm]]:
     if start >= steps:
         print(f"{name}: already trained; to train again, remove its folder")
     with tqdm(
-        total=steps, initial=start, desc=name, unit="step", mininterval=0.5
+        total=steps,
+        initial=start,
+        desc=name,
+        unit="step",
+        mininterval=0.5,
+        disable=not is_first(),
     ) as bar:
         for step in range(start + 1, steps + 1):
             yield step, bar

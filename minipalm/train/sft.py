@@ -2,8 +2,10 @@
 
 import torch
 
+from minipalm.clock import Clock
 from minipalm.config import OptimConfig
 from minipalm.model.palm import PaLM
+from minipalm.parallel import summed
 from minipalm.rlhf.sft import Rows, sft_loss
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
 from minipalm.train.run import Run, steps_left
@@ -68,14 +70,16 @@ def train_sft(
     Raises:
         TrainingError: the loss is no number any more.
     """
-    optimizer = adamw(model, config.weight_decay, config.betas)
+    optimizer, clock = adamw(model, config.weight_decay, config.betas), Clock(model)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
     for step, bar in steps_left(start, config.steps, run.name):
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
-        loss, norm = sft_step(model, optimizer, rows[chosen], config, step)
+        batch = rows[chosen]
+        loss, norm = sft_step(model, optimizer, batch, config, step)
+        loss = summed(loss)  # over the processes that train together
         run.check_finite(step, loss=loss, grad_norm=norm)
-        run.log(step, loss=loss, grad_norm=norm)
+        run.log(step, loss=loss, grad_norm=norm, **clock.lap(batch.ids.numel()))
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if step % checkpoint_every == 0 or step == config.steps:
             run.save(step, modules, optimizers)

@@ -8,6 +8,7 @@ runs/toy/07_sft/          one folder a stage
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +16,12 @@ from torch import nn
 
 from minipalm.data.files import fingerprint, write_text
 from minipalm.data.tokenizer import Tokenizer
+from minipalm.model.lora import merged
+from minipalm.model.palm import PaLM
+from minipalm.parallel import barrier, is_first
 from minipalm.train.checkpoint import (
-    TENSORS,
     CheckpointError,
     load_module,
-    module_tensors,
     read_state,
     write_checkpoint,
     writing,
@@ -51,10 +53,22 @@ def finish_stage(
     folder = Path(out) / stage
     if modules:
         state = {"tokenizer": tokenizer.fingerprint}
-        write_checkpoint(folder / "result", module_tensors(modules), state)
+        with ExitStack() as stack:  # adapters become part of the weights
+            for module in modules.values():
+                if isinstance(module, PaLM):
+                    stack.enter_context(merged(module))
+            weights = {
+                f"{name}/{key}": tensor.contiguous()
+                for name, module in modules.items()
+                for key, tensor in module.state_dict().items()
+                if ".lora_" not in key
+            }
+            write_checkpoint(folder / "result", weights, state)
     done = folder / "done.json"
-    with writing(done):
-        write_text(done, json.dumps(summary, indent=1) + "\n")
+    if is_first():
+        with writing(done):
+            write_text(done, json.dumps(summary, indent=1) + "\n")
+    barrier()
 
 
 def finished_stage(out: Path | str, stage: str) -> Path:
@@ -88,7 +102,8 @@ def result_fingerprint(out: Path | str, stage: str) -> str:
     Raises:
         StageError: the stage has not run to its end.
     """
-    return fingerprint(finished_stage(out, stage) / "result" / TENSORS)
+    files = finished_stage(out, stage).glob("result/*.safetensors")
+    return fingerprint(sorted(files))
 
 
 def load_result(

@@ -84,7 +84,9 @@ def test_checkpoints_come_when_they_are_due_and_at_the_end(
 def test_the_bar_has_no_say(world, tmp_path, monkeypatch):
     WORLDS[world](tmp_path / "with")
     real = run_module.tqdm
-    monkeypatch.setattr(run_module, "tqdm", lambda **more: real(disable=True, **more))
+    monkeypatch.setattr(
+        run_module, "tqdm", lambda **more: real(**more | {"disable": True})
+    )
     WORLDS[world](tmp_path / "without")
     assert left_by(tmp_path / "with") == left_by(tmp_path / "without")
 

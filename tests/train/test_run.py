@@ -191,5 +191,7 @@ def test_progress_counts_on_where_it_was_left(monkeypatch):
 
 
 def test_progress_without_a_bar_ends(monkeypatch):
-    monkeypatch.setattr(run_module, "tqdm", lambda **more: tqdm(disable=True, **more))
+    monkeypatch.setattr(
+        run_module, "tqdm", lambda **more: tqdm(**more | {"disable": True})
+    )
     assert [step for step, _ in steps_left(0, 3, "x")] == [1, 2, 3]
