@@ -97,8 +97,8 @@ def dpo_pair(dpo_loss: PairLoss, beta: float, margin: float) -> Figure:
         ax.set_xlabel("margin over the reference, nats")
     head(axes[0], "loss of the pair, nats")
     head(axes[1], "push on log π(chosen)")
-    axes[0].set_ylim(0, 5)
-    axes[1].set_ylim(0, 1)
+    axes[0].set_ylim(0, max(5.0, 1.1 * loss))
+    axes[1].set_ylim(0, 1.05)
     legend(axes[1])
     return figure
 
@@ -133,7 +133,7 @@ def who_carries(weights: Tensor, size: float, name: str) -> Figure:
         xlim=(0, 1),
         ylim=(0, 1.02),
     )
-    legend(ax, loc="lower right")
+    legend_below(figure, ax)
     return figure
 
 

@@ -76,9 +76,10 @@ def reliability_diagram(bins: Sequence[statistics.Bin]) -> Figure:
         [100 * one.share for one in bins],
         [20 + 400 * one.pairs / total for one in bins],
         color=COLORS["proxy"],
-        label="pairs (area: how many) with 95% interval",
         zorder=3,
     )
+    name = "pairs (area: how many) with 95% interval"
+    ax.plot([], [], "o", color=COLORS["proxy"], label=name)
     ax.set(xlabel="how sure the model is, %", ylabel="how often it is right, %")
     lowest = 100 * min(end.low for end in ends)
     ax.set(xlim=(49, 101), ylim=(min(45, lowest - 2), 103))
