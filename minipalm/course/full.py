@@ -19,25 +19,30 @@ from minipalm.course import ROOT
 from minipalm.course.lock import lock
 from minipalm.course.nodes import Nodes, add_options, find_nodes
 from minipalm.course.run import (
-    SMALL,
     all_inputs,
     check_place,
     execute,
+    is_small,
     parameters,
     run_stages,
     signals_as_they_were,
 )
+from minipalm.evaluate.progress import write_machine
 from minipalm.spmd import stop_on_signals
+from minipalm.train.events import following
 
 
-def count_gpus(args: argparse.Namespace) -> int:
-    """GPUs that this run may use: none at the scales that are made for a CPU."""
-    if args.cpus is not None or args.scale in SMALL:
+def find_gpus(args: argparse.Namespace) -> list[str]:
+    """Names of the GPUs that this run may use: none at scales made for a CPU."""
+    if args.cpus is not None or is_small(args.scale):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        return 0
+        return []
     import torch
 
-    return torch.cuda.device_count()
+    return [
+        torch.cuda.get_device_name(number)
+        for number in range(torch.cuda.device_count())
+    ]
 
 
 def follow(args: argparse.Namespace, stages: list[str], nodes: Nodes) -> int:
@@ -87,7 +92,7 @@ def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
     )
     add_options(parser)
     args = parser.parse_args(argv)
-    args.out = args.out or ROOT / "runs" / args.scale
+    args.out = args.out or ROOT / "runs" / args.scale.replace(":", "-")
     return parser.prog, args
 
 
@@ -95,17 +100,19 @@ def main(argv: list[str] | None = None) -> int:
     prog, args = parse(argv)
     try:  # whatever can be wrong is said before anything runs
         get_preset(args.scale)
-        nodes = find_nodes(args, count_gpus(args))
+        gpus = find_gpus(args)
+        nodes = find_nodes(args, len(gpus))
         check_place(args.out, args.scale, args.seed)
         args.inputs = all_inputs(args)
         cores = (os.cpu_count() or 1) // nodes.ranks
-        if args.scale not in SMALL:
+        if not is_small(args.scale):
             os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
         with signals_as_they_were():
             stop_on_signals()
             if nodes.number:
                 return follow(args, list(args.inputs), nodes)
-            with lock(args.out) as held:
+            with lock(args.out) as held, following(args.out):
+                write_machine(args.out, nodes.ranks * nodes.count, *gpus[:1])
                 return run_stages(args, args.inputs, held.fileno(), nodes)
     except (ValueError, RuntimeError) as error:
         print(f"{prog}: {error}", file=sys.stderr)

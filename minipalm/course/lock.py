@@ -32,6 +32,18 @@ def lock(folder: Path) -> Iterator[IO[str]]:
         yield file
 
 
+def is_held(folder: Path) -> bool:
+    """Whether somebody writes into folder; changes nothing there."""
+    try:
+        with (folder / ".lock").open("r+", encoding="utf-8") as file:
+            acquire(file)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 if sys.platform == "win32":
 
     def acquire(file: IO[str]) -> None:

@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from minipalm.data.datasets import (
     read_texts,
 )
 from minipalm.data.files import fingerprint
+from minipalm.data.lines import input_files
 from minipalm.spmd import known_parameters, stop_on_signals
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
@@ -64,13 +66,25 @@ class Spent(NamedTuple):
     cpu: float  # seconds of the process, its kernel and their threads
 
 
+def in_folder(data: Path, default: str) -> Path:
+    """Where a folder has what a notebook takes from a file such as data/text.jsonl.
+
+    That may be text.jsonl, text.parquet, or a folder `text` of files of one kind.
+    """
+    stem = Path(default).stem
+    places = [data / Path(default).name, data / f"{stem}.parquet"]
+    places += [data / stem / f"*.{kind}" for kind in ("jsonl", "parquet")]
+    return next((p for p in places if glob(str(p))), places[0])
+
+
 def find_inputs(
     notebook: Path, data: Path | None, given: Mapping[str, Path | None] | None = None
 ) -> dict[str, Path]:
     """The notebook's parameters that are files, and where each file is.
 
     data: a folder to take them from, by the file names of the notebook's defaults.
-    given: files by the parameters' names, also those that have no default.
+    given: files by the parameters' names, also those that have no default; a pattern
+        such as corpus/*.parquet stands for several.
     Raises ValueError if there is no such file, or it is not what it should be.
     """
     files = {}
@@ -79,12 +93,13 @@ def find_inputs(
         is_file = isinstance(default, str) and Path(default).suffix
         if name == "out" or not (is_file or asked):
             continue
-        path = asked or (data / Path(default).name if data else ROOT / default)
-        if not path.is_file():
-            raise ValueError(
-                f"{notebook.stem} needs a file for {name}, and there is no {path};\n"
-                "data/README.md shows what it holds"
-            )
+        path = asked or (in_folder(data, default) if data else ROOT / default)
+        for file in input_files(path):
+            if not file.is_file():
+                raise ValueError(
+                    f"{notebook.stem} needs a file for {name}, and there is no {file};"
+                    "\ndata/README.md shows what it holds"
+                )
         if name in READERS:
             READERS[name](path)  # a slip in it is said before anything runs
         files[name] = path
@@ -97,6 +112,11 @@ def code_digest(notebook: Path, scale: str) -> str:
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     code.append(repr(get_preset(scale)))
     return hashlib.sha256("\n\n".join(code).encode()).hexdigest()
+
+
+def is_small(scale: str) -> bool:
+    """Whether a scale, such as toy or toy:3, is made for one thread of a CPU."""
+    return scale.partition(":")[0] in SMALL
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -170,7 +190,7 @@ def execute(
         command += ["-p", name, json.dumps(value)]  # JSON is YAML
     command += [str(notebook), str(output)]
     env = dict(os.environ)
-    if values["scale"] in SMALL:
+    if is_small(values["scale"]):
         env.setdefault("OMP_NUM_THREADS", "1")
     shared = () if os.name == "nt" or keep_open is None else (keep_open,)
     begin = time.monotonic()

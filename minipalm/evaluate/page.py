@@ -21,8 +21,8 @@ from minipalm.evaluate.style import CSS, VARIABLES, theme
 from minipalm.plot.style import Figure
 
 
-def page(evaluation: Evaluation) -> str:
-    """The whole page."""
+def page(evaluation: Evaluation, more: str = "") -> str:
+    """The whole page. more: sections, such as the machine's in a batch run."""
     sections = [
         header(evaluation),
         section("The numbers", table(evaluation)),
@@ -30,9 +30,16 @@ def page(evaluation: Evaluation) -> str:
         section("What became better", *improved(evaluation)),
         section("Read the answers", *map(sample_card, evaluation["samples"])),
         section("How it got there", *stages(evaluation)),
+        more,
         section("How to read this", GLOSSARY),
+        f"\n{footer(evaluation)}",
     ]
     name = f"minipalm, {evaluation['scale']}, seed {evaluation['seed']}"
+    return document(name, "".join(sections))
+
+
+def document(name: str, body: str) -> str:
+    """A page with everything that it needs inside."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -45,8 +52,7 @@ def page(evaluation: Evaluation) -> str:
 </head>
 <body>
 <main>
-{"".join(sections)}
-{footer(evaluation)}
+{body}
 </main>
 </body>
 </html>
@@ -103,7 +109,9 @@ def header(evaluation: Evaluation) -> str:
 
 
 def footer(evaluation: Evaluation) -> str:
-    command = f"./course run --scale {evaluation['scale']} --seed {evaluation['seed']}"
+    scale, seed = evaluation["scale"], evaluation["seed"]
+    verb = "run" if scale in ("smoke", "toy") else "full"
+    command = f"./course {verb} --scale {scale} --seed {seed}"
     found = evaluation["reward_model"]
     sizes = ""
     if found.get("parameters") and found.get("policy_parameters"):

@@ -281,3 +281,34 @@ def test_in_a_notebook_a_run_can_be_interrupted_and_the_kernel_lives(
         for cell in book.cells
     )
     assert "status 130" in first and second == "alive\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["text.jsonl", "text.parquet"], "text.jsonl"),
+        (["text.parquet"], "text.parquet"),
+        (["text/a.jsonl", "text/b.jsonl"], "text/*.jsonl"),
+        (["text/a.parquet", "text/README.md"], "text/*.parquet"),
+        ([], "text.jsonl"),
+    ],
+)
+def test_a_folder_may_hold_one_file_or_many(tmp_path, files, found):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert run.in_folder(tmp_path, "data/text.jsonl") == tmp_path / found
+
+
+def test_several_files_are_one_input(pipeline, tmp_path):
+    (tmp_path / "text.jsonl").unlink()
+    (tmp_path / "text").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "text" / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    assert finish(pipeline("--until", "one"))[0] == 0
+    (tmp_path / "text" / "b.jsonl").write_text('{"text": "b"}\n')
+    code, out, _ = finish(pipeline("--until", "one"))
+    assert code == 0 and "one: what it was made from has changed" in out
+    (tmp_path / "text" / "b.jsonl").write_text('{"text": 3}\n')
+    code, _, err = finish(pipeline("--until", "one"))
+    assert code == 2 and "b.jsonl:1: field 'text'" in err

@@ -1,0 +1,258 @@
+"""How far a run of the pipeline is, read from its folder while it runs.
+
+Whatever is missing or half-written is as if it were not there yet: a report of a run
+must not fail because the run goes on.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from minipalm.config import Preset, get_preset
+from minipalm.course.lock import is_held
+from minipalm.data.files import write_text
+from minipalm.scale.flops import forward_flops, training_flops
+from minipalm.scale.gpu import GPUS
+
+Row = dict[str, float]  # a line of metrics.jsonl
+
+MACHINE = "machine.json"  # in the run's folder: what it runs on
+STAGES = {
+    "06_palm": "pretraining",
+    "07_sft": "fine-tuning",
+    "08_reward_model": "reward model",
+    "11_ppo": "PPO",
+    "12_evaluation": "evaluation",
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run of a stage."""
+
+    name: str  # "07_sft/policy"
+    steps: int  # in all; iterations of PPO
+    rows: list[Row] = field(default_factory=list)  # what it has logged
+    kept: int | None = None  # step of the newest checkpoint
+    ceiling: float | None = None  # operations a second that its GPUs could do
+    flops: Callable[[Row], float] | None = None  # operations that a row's step took
+
+    @property
+    def done(self) -> int:
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the last fifty steps; None where no time is logged."""
+        recent = [row["seconds"] for row in self.rows[-50:] if "seconds" in row]
+        if not recent:
+            return None
+        return median(recent) * max(self.steps - self.done, 0)
+
+    def share(self, row: Row) -> float | None:
+        """Of the ceiling, in a row's step: operations of the models, none twice."""
+        if not (self.flops and self.ceiling and row.get("seconds")):
+            return None
+        return self.flops(row) / row["seconds"] / self.ceiling
+
+    def with_shares(self) -> list[Row]:
+        """The rows, with the share of the ceiling where it is known."""
+        shares = [(row, self.share(row)) for row in self.rows]
+        return [r if s is None else {**r, "share_of_ceiling": s} for r, s in shares]
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str  # "07_sft"
+    state: str  # "complete", "running", "stopped" or "waiting"
+    trainings: list[Training]
+
+    @property
+    def current(self) -> Training | None:
+        """The training that goes on, or was stopped."""
+        begun = [each for each in self.trainings if each.rows]
+        return begun[-1] if begun else None
+
+
+@dataclass(frozen=True)
+class Progress:
+    scale: str
+    seed: int | None
+    gpu: str | None  # its name, where one is used
+    ranks: int
+    stages: list[Stage]
+
+    @property
+    def current(self) -> Stage | None:
+        """The first stage that is not complete; None where all are."""
+        return next((s for s in self.stages if s.state != "complete"), None)
+
+    @property
+    def trainings(self) -> list[Training]:
+        """All that have logged anything."""
+        return [each for stage in self.stages for each in stage.trainings if each.rows]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one if it is missing or broken."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def rows_so_far(folder: Path) -> list[Row]:
+    """The whole lines of metrics.jsonl, with the numbers in them that are finite."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [row for line in lines if (row := parse_row(line))]
+
+
+def parse_row(line: str) -> Row:
+    """The finite numbers of a line; empty if it is broken, or has no step."""
+    try:
+        row = json.loads(line)
+        int(row["step"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def newest_checkpoint(folder: Path) -> int | None:
+    steps = [int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdigit()]
+    return max(steps, default=None)
+
+
+def steps_in(folder: Path) -> int | None:
+    """How many steps a training was started with, by its config.json."""
+    settings = read_object(folder / "config.json")
+    part = settings.get("reward", settings)
+    steps = part.get("optim", {}).get("steps")
+    return steps or settings.get("ppo", {}).get("iterations")
+
+
+def preset_of(scale: str) -> Preset | None:
+    try:
+        return get_preset(scale)
+    except ValueError:
+        return None
+
+
+def planned(preset: Preset) -> dict[str, int]:
+    """The trainings of the pipeline, in order, and their steps."""
+    ppo = preset.ppo
+    return {
+        "06_palm/policy": preset.pretrain.steps,
+        "06_palm/trunk": preset.pretrain.steps,
+        "07_sft/policy": preset.sft.steps,
+        "07_sft/trunk": preset.sft.steps,
+        "08_reward_model/training": preset.reward.optim.steps,
+    } | {f"11_ppo/beta-{coef:g}": ppo.iterations for coef in ppo.kl_coefs}
+
+
+def operations(preset: Preset, name: str) -> Callable[[Row], float]:
+    """What a step of a training costs, from its row in metrics.jsonl.
+
+    Each token and each weight that the method needs count once: nothing that is
+    computed again, and of adapters' training no gradients of frozen weights.
+    """
+    stage, _, run = name.partition("/")
+    network = preset.reward_trunk
+    if run == "policy" or stage == "11_ppo":
+        network = preset.policy
+    adapters = preset.machine.lora_rank > 0 and stage in ("07_sft", "11_ppo")
+    length = preset.max_prompt + preset.max_response
+    if stage == "11_ppo":
+        ppo, trunk = preset.ppo, preset.reward_trunk
+        passes = 2 + (not ppo.reuse_logprobs)  # sampling, reference, old log-probs
+        one = passes * forward_flops(network, length / 2)
+        one += 2 * forward_flops(trunk, length / 2)  # values, scores
+        one += ppo.epochs * training_flops(network, length, adapters)
+        one += ppo.epochs * training_flops(trunk, length)
+        return lambda row: ppo.batch_size * length * one
+    if stage != "08_reward_model":
+        length = preset.window
+    each = training_flops(network, length, adapters and run == "policy")
+    return lambda row: row.get("tokens_per_second", 0.0) * row["seconds"] * each
+
+
+def known_ceiling(gpu: str | None) -> float | None:
+    """Operations a second of a GPU, by the name that its driver gives."""
+    for key, card in GPUS.items():
+        if gpu and all(part in gpu.lower() for part in key.split("-")):
+            return card.flops
+    return None
+
+
+def write_machine(out: Path, ranks: int, gpu: str | None = None) -> None:
+    """Remember what the run runs on, for `read_progress`."""
+    write_text(out / MACHINE, json.dumps({"ranks": ranks, "gpu": gpu}) + "\n")
+
+
+def read_progress(out: Path) -> Progress:
+    """How far the run in a folder is.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not out.is_dir():
+        raise FileNotFoundError(f"{out}: there is no run")
+    records = [
+        read_object(out / stage / name)
+        for stage in STAGES
+        for name in ("stage.json", "done.json")
+    ]
+    scale = str(next((r["scale"] for r in records if "scale" in r), out.name))
+    seed = next((r["seed"] for r in records if "seed" in r), None)
+    machine = read_object(out / MACHINE)
+    gpu, ranks = machine.get("gpu"), int(machine.get("ranks") or 1)
+    ceiling = known_ceiling(gpu)
+    preset = preset_of(scale)
+    going = is_held(out)
+    stages: list[Stage] = []
+    plan = list(planned(preset).items()) if preset else []
+    for stage in STAGES:
+        trainings = [
+            Training(
+                name,
+                steps_in(out / name) or steps,
+                rows_so_far(out / name),
+                newest_checkpoint(out / name),
+                ceiling * ranks if ceiling else None,
+                operations(preset, name) if preset else None,
+            )
+            for name, steps in plan
+            if name.startswith(f"{stage}/")
+        ]
+        begun = (out / stage / "stage.json").is_file()
+        if (out / stage / "done.json").is_file():
+            state = "complete"
+        elif begun and all(each.state == "complete" for each in stages):
+            state = "running" if going else "stopped"
+        else:
+            state = "waiting"
+        stages.append(Stage(stage, state, trainings))
+    return Progress(scale, seed, gpu, ranks, stages)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one says them: "40 s", "35 min", "2 h 10 min", "3 d 4 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

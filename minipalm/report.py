@@ -1,0 +1,67 @@
+"""The report of a run, also of one that goes on or was stopped.
+
+python -m minipalm.report runs/full             writes runs/full/report.html
+python -m minipalm.report runs/full --every 60  again each minute, until it is done
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from minipalm.data.files import write_text
+from minipalm.evaluate.live import headline, live_page, machine
+from minipalm.evaluate.page import page, section
+from minipalm.evaluate.progress import Progress, read_progress
+from minipalm.evaluate.report import read_evaluation, terminal_table
+
+
+def write_page(out: Path) -> Progress:
+    """Write {out}/report.html, with whatever there is; returns how far the run is.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    progress = read_progress(out)
+    text = live_page(progress)
+    if progress.current is None:
+        try:
+            used = section("The machine", *machine(progress))
+            text = page(read_evaluation(out), used)
+        except (OSError, ValueError, KeyError, TypeError):  # removed, or broken
+            pass
+    write_text(out / "report.html", text)
+    return progress
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m minipalm.report", description="Make a run's report."
+    )
+    parser.add_argument("run", type=Path, help="a folder such as runs/full")
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="and again")
+    args = parser.parse_args(argv)
+    while True:
+        try:
+            progress = write_page(args.run)
+        except OSError as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 2
+        print(headline(progress), flush=True)
+        if args.every is None or progress.current is None:
+            break
+        try:
+            time.sleep(args.every)
+        except KeyboardInterrupt:
+            return 130
+    if progress.current is None:
+        try:
+            print(f"\n{terminal_table(args.run)}\n")
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    print(f"report: {args.run / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
