@@ -123,7 +123,7 @@ def attention_at_once(
     G, S = k.shape[1:3]
     if mask is None and T < S:
         mask = torch.ones(1, T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    k, v = (x[:, :, None].expand(-1, -1, H // G, -1, -1).flatten(1, 2) for x in (k, v))
+    k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return F.scaled_dot_product_attention(q, k, v, mask[:, None])

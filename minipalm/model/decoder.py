@@ -8,19 +8,15 @@ a step once, as a CUDA graph, and repeat it by itself.
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from minipalm.config import PaLMConfig
-from minipalm.model.attention import fused_attention
-from minipalm.model.block import ParallelBlock, Rotations, split_heads
-from minipalm.model.compiled import compiled
+from minipalm.model.block import ParallelBlock, Rotations
+from minipalm.model.branches import hidden_with_buffers
 from minipalm.model.generate import Sampled
 from minipalm.model.palm import PaLM
 from minipalm.model.rope import rotations
-from minipalm.model.swiglu import swiglu
 
 LOOK_EVERY = 8  # tokens after which ended rows are counted; the GPU waits for that
 SMALLEST = 64  # rows; fewer cost as much, since the weights must be read in any case
@@ -50,6 +46,8 @@ class Decoder:
     ) -> None:
         self.model, self.P, self.R = model, max_prompt, max_response
         config, like = model.config, model.embedding.weight
+        if not all(isinstance(block, ParallelBlock) for block in model.blocks):
+            raise ValueError("a decoder needs a model of parallel blocks")
         size = (config.depth, rows, config.kv_heads, self.P + self.R, config.head_dim)
         self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
 
@@ -68,6 +66,8 @@ class Decoder:
         self.eos_id = of(1)
         self.temperature = torch.ones(1, device=like.device)
 
+        # attention's branch goes first, as its kernels are short
+        self.stream = torch.cuda.Stream(priority=-1) if like.is_cuda else None
         self.sizes = [rows]  # of a step, the largest first
         while self.sizes[-1] % 2 == 0 and self.sizes[-1] > SMALLEST:
             self.sizes.append(self.sizes[-1] // 2)
@@ -196,21 +196,18 @@ class Decoder:
         rows: slice,
     ) -> Float[Tensor, "B D"]:
         """The state at the last of T tokens, which stand in these columns and rows."""
-        layer = compiled(decoder_layer) if ids.is_cuda else decoder_layer
-        x = self.model.embedding(ids)
-        for number, block in enumerate(self.model.blocks):
-            keys, values = self.keys[number, rows], self.values[number, rows]
-            weights = block_weights(block)
-            x = layer(x, mask, rope, columns, keys, values, weights, self.model.config)
-        return self.model.norm(x[:, -1])
+        keys, values = self.keys[:, rows], self.values[:, rows]
+        x = hidden_with_buffers(
+            self.model, ids, mask, rope, columns, keys, values, self.stream
+        )
+        return x[:, -1]
 
     def draw(self, hidden: Float[Tensor, "B D"]) -> None:
         """Note the next token of the first B rows; ended ones keep theirs."""
         B, t = len(hidden), self.drawn
-        choose = compiled(next_token) if hidden.is_cuda else next_token
         uniforms = self.uniforms[:B].index_select(1, t)[:, 0]
         head = self.model.embedding.weight
-        token, logprob = choose(hidden, head, self.temperature, uniforms)
+        token, logprob = next_token(hidden, head, self.temperature, uniforms)
         going = self.going[:B]
         self.token[:B] = token
         self.responses[:B].index_copy_(1, t, token[:, None])
@@ -240,41 +237,6 @@ class Decoder:
         with torch.cuda.graph(graph):
             self.step(size)
         return graph
-
-
-def block_weights(block: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four of a parallel block; adapters count once they are merged."""
-    assert isinstance(block, ParallelBlock)
-    w_in, w_attention = block.w_in.weight, block.w_attention.weight
-    return block.norm.weight, w_in, w_attention, block.w_feedforward.weight
-
-
-def decoder_layer(
-    x: Float[Tensor, "B T D"],
-    mask: Bool[Tensor, "B T S"],
-    rope: Rotations,
-    columns: Int[Tensor, "T"],
-    keys: Float[Tensor, "B G C K"],
-    values: Float[Tensor, "B G C K"],
-    weights: tuple[Tensor, Tensor, Tensor, Tensor],
-    config: PaLMConfig,
-) -> Float[Tensor, "B T D"]:
-    """A ParallelBlock; keys and values go to their columns of one layer's buffers.
-
-    A prompt's tokens look at each other (S = T), a single one at all C columns.
-    """
-    norm, w_in, w_attention, w_feedforward = weights
-    h = F.layer_norm(x, norm.shape, norm)
-    widths = [config.qkv_dim, config.ff_dim, config.ff_dim]
-    qkv, gate, up = F.linear(h, w_in).split(widths, dim=-1)
-    q, k, v = split_heads(qkv, config, rope)
-    keys.index_copy_(2, columns, k)
-    values.index_copy_(2, columns, v)
-    if x.shape[1] == 1:
-        k, v = keys, values
-    heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
-    y = F.linear(heads, w_attention) + F.linear(swiglu(gate, up), w_feedforward)
-    return x + y
 
 
 def next_token(

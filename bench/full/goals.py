@@ -1,0 +1,146 @@
+"""What the numbers are held against: floors by arithmetic, and the table of goals."""
+
+from typing import Any
+
+from bench.full.measure import full_sizes
+from minipalm.model.palm import count_parameters
+
+Results = dict[str, Any]
+
+
+def policy_weights() -> float:
+    return float(count_parameters(full_sizes().policy))
+
+
+def step_floor_ms(rows: int, results: Results) -> float:
+    """A decode step: read every weight once, or multiply with it, what takes longer."""
+    limits = results["ceilings"]
+    read = 2 * policy_weights() / (limits["copy_gbs"] * 1e9)
+    multiply = 2 * policy_weights() * rows / (limits["sustained_tflops"] * 1e12)
+    return 1e3 * max(read, multiply)
+
+
+def phase_floors(results: Results, lora: bool, limits: str = "ceilings") -> Results:
+    """Seconds of each phase of a PPO iteration on one GPU at the sustained rate."""
+    sizes = full_sizes()
+    preset = sizes.preset
+    rows, P, T = preset.ppo.batch_size, preset.max_prompt, preset.max_response
+    rate = results[limits]["sustained_tflops"] * 1e12
+    policy = 2 * policy_weights() / rate  # seconds a token, forward
+    trunk = 2 * count_parameters(sizes.trunk) / rate
+    tokens = rows * (P + T)
+    rollout = rows * P * policy + (T - 1) * step_floor_ms(rows, results) / 1e3
+    return {
+        "rollout": rollout,
+        "logprobs": tokens * policy,
+        "reference": tokens * policy,
+        "values": tokens * trunk,
+        "reward": tokens * trunk,
+        "update": tokens * (policy * (2 if lora else 3) + 3 * trunk),
+    }
+
+
+def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
+    """(what, measured, at least or at most, goal, unit), where it was measured."""
+    found: list[tuple[str, float, str, float, str]] = []
+
+    def add(what: str, value: Any, sign: str, goal: float, unit: str = "") -> None:
+        """Value is worked out only if all that it needs was measured."""
+        try:
+            found.append((what, float(value()), sign, goal, unit))
+        except (KeyError, TypeError, ZeroDivisionError):
+            return
+
+    def share(part: str, key: str = "tflops") -> Any:
+        return lambda: results[part][key] / results["ceilings"]["sustained_tflops"]
+
+    ours, r = "tokens_per_second", results
+    add(
+        "bf16 AdamW: forward + backward, of the sustained rate",
+        share("train_bf16", "forward_backward_tflops"),
+        ">=",
+        0.90,
+    )
+    add("bf16 AdamW: the whole step", share("train_bf16"), ">=", 0.84)
+    add("adapters of rank 16 (4 a weight credited)", share("train_lora"), ">=", 0.88)
+    add("float32 weights: the whole step", share("train_fp32"), ">=", 0.78)
+    for part, goal in ("train_palm_rlhf", 1.35), ("train_llama", 1.03):
+        add(
+            f"tokens a second, ours / {part.removeprefix('train_')} (8 blocks)",
+            lambda part=part: r["train_ours_short"][ours] / r[part][ours],
+            ">=",
+            goal,
+        )
+    add(
+        "two GPUs: tokens a second a GPU, of one GPU's",
+        lambda: r["two_train"][ours] / r["train_fp32"][ours],
+        ">=",
+        0.90,
+    )
+    for rows, goal in (1, 0.78), (64, 0.72):
+        add(
+            f"decode step, {rows} rows: floor / measured",
+            lambda rows=rows: step_floor_ms(rows, r) / r["decode"][f"step_ms_{rows}"],
+            ">=",
+            goal,
+        )
+    add(
+        "answers of 256 rows",
+        lambda: r["decode"]["tokens_per_second_256"],
+        ">=",
+        20_000,
+        "tokens/s",
+    )
+    add(
+        "decode step, 64 rows, palm-rlhf-pytorch / ours",
+        lambda: r["decode_palm_rlhf"]["step_ms_64"] / r["decode"]["step_ms_64"],
+        ">=",
+        60,
+    )
+    for rows, goal in (1, 1.6), (64, 2.0), (256, 2.2):
+        add(
+            f"decode step, {rows} rows, transformers static cache / ours",
+            lambda n=rows: (
+                r["decode_llama"][f"step_ms_{n}"] / r["decode"][f"step_ms_{n}"]
+            ),
+            ">=",
+            goal,
+        )
+    add(
+        "PPO, adapters, one GPU: time / floors",
+        lambda: r["ppo_lora"]["seconds"] / sum(phase_floors(r, True).values()),
+        "<=",
+        1.20,
+    )
+    add("    memory", lambda: r["ppo_lora"]["peak_gib"], "<=", 60, "GiB")
+    add(
+        "PPO, all weights, two GPUs: time / half of the floors",
+        lambda: r["two_ppo"]["seconds"] / (sum(phase_floors(r, False).values()) / 2),
+        "<=",
+        1.6,
+    )
+    add("    memory of each", lambda: r["two_ppo"]["peak_gib"], "<=", 75, "GiB")
+    return found
+
+
+def table(results: Results) -> str:
+    """Goals, phases and raw numbers, as text."""
+    lines = [f"{'':62}{'measured':>10}{'goal':>12}  met"]
+    for what, value, sign, goal, unit in rows_of(results):
+        met = value >= goal if sign == ">=" else value <= goal
+        digits = 0 if goal >= 100 else 2
+        lines.append(
+            f"{what:62}{value:>10.{digits}f}{sign + ' ' + format(goal, 'g'):>12}"
+            f"  {'yes' if met else 'NO'} {unit}"
+        )
+    for part, lora in ("ppo_lora", True), ("two_ppo", False):
+        if "seconds" in results.get(part, {}) and "ceilings" in results:
+            lines += ["", f"{part}: seconds of each phase, and its floor"]
+            gpus = results[part]["gpus"]
+            for phase, floor in phase_floors(results, lora).items():
+                took = results[part].get(f"seconds/{phase}", 0.0)
+                lines.append(f"    {phase:12}{took:8.2f}{floor / gpus:8.2f}")
+    for part, numbers in results.items():
+        if "error" in numbers:
+            lines += ["", f"{part} FAILED: {numbers['error']}"]
+    return "\n".join(lines)
