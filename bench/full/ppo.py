@@ -52,7 +52,7 @@ def iterations(
     )
     start = network(sizes.policy)
     reference = place(start, machine, trained=False)
-    policy = fine_tuned(start, reference, machine)
+    policy = fine_tuned(start, machine, reference)
     del start
     model = RewardModel(network(sizes.trunk), preset.reward.pooling)
     first_critic = critic_from_reward_model(model)

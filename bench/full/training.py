@@ -108,7 +108,7 @@ def train_lora(sizes: Sizes) -> Numbers:
     start = network(sizes.policy)
     machine = replace(FAST, lora_rank=16)
     reference = place(start, machine, trained=False)
-    policy = fine_tuned(start, reference, machine)
+    policy = fine_tuned(start, machine, reference)
     del start
     clear()
     ids = token_rows(sizes.policy, sizes.fp32_rows, sizes.window + 1)
