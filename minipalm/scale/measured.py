@@ -38,6 +38,7 @@ class Setting:
         seconds: measured time of an optimizer step, median.
         fitted: whether the planner's constants were set by it.
         logit_bytes: see training_peak.
+        spread: of the timed steps, (slowest − fastest) / median.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Setting:
     seconds: float
     fitted: bool = False
     logit_bytes: int = LOGIT_BYTES
+    spread: float = 0.0
 
     @property
     def config(self) -> PaLMConfig:
