@@ -17,7 +17,8 @@ def write_text(path: str | Path, text: str) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # the next write takes it over
+    rank = os.environ.get("RANK", "")  # of several that may write the same at once
+    temporary = path.with_name(f".{path.name}{rank}.tmp")  # taken over by the next
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minipalm.config import OptimConfig, PaLMConfig, RewardConfig
 from minipalm.data import corpus, datasets, files, lines, parquet, shards
 from minipalm.data.batches import hold_out_stream, prompt_ids, text_stream
 from minipalm.data.corpus import (
@@ -37,8 +38,14 @@ from minipalm.data.files import fingerprint
 from minipalm.data.lexicon import VOCABULARY
 from minipalm.data.tokenizer import BytePairTokenizer, WordTokenizer
 from minipalm.data.workers import in_order
+from minipalm.model.palm import PaLM
 from minipalm.rlhf.pairs import encode_pairs
+from minipalm.rlhf.reward import RewardModel
 from minipalm.rlhf.sft import pack_examples
+from minipalm.train.language_model import train_language_model
+from minipalm.train.reward_model import train_reward_model
+from minipalm.train.run import Run
+from minipalm.train.sft import train_sft
 
 DATA = Path(__file__).parents[2] / "data"
 WORDS = WordTokenizer(VOCABULARY)
@@ -441,3 +448,39 @@ def test_the_fingerprint_of_a_large_file_reads_samples(tmp_path, monkeypatch):
     ):
         path.write_bytes(other)
         assert fingerprint(path) != first
+
+
+# --- the loops ------------------------------------------------------------------------
+
+
+def test_the_loops_learn_the_same_from_the_disk(large, tmp_path, monkeypatch):
+    """The ids are of another type and place; every number of training is the same."""
+    net = PaLMConfig(WORDS.vocab_size, dim=8, depth=1, heads=2, head_dim=4)
+    optim = OptimConfig(steps=5, batch_size=4, lr=1e-2, micro_batch=3)
+    tales = first_lines("text.jsonl", 100, tmp_path)
+    labelled = first_lines("preferences.jsonl", 40, tmp_path)
+    shown = first_lines("demonstrations.jsonl", 40, tmp_path)
+    losses = []
+    for limit in (1 << 40, 0):
+        monkeypatch.setattr(datasets, "LARGE", limit)
+        monkeypatch.setattr(lines, "BLOCK", 1 << 20)  # packed in one block
+        folder = tmp_path / f"{limit}"
+        stream = token_stream(WORDS, read_texts(tales), folder / "tokens")
+        demos = encode_examples(read_demonstrations(shown), WORDS)
+        rows = packed_rows(pack_examples, demos, WIDTH, folder / "rows")
+        pairs = stored_pairs(read_preferences(labelled), WORDS, P, T, folder / "pairs")
+        assert (folder / "pairs").exists() == (limit == 0)
+        for name in ("lm", "sft", "reward"):
+            run = Run(folder / name)
+            model = PaLM(net, torch.Generator().manual_seed(1))
+            if name == "lm":
+                train_language_model(model, stream, WIDTH, optim, run, seed=2)
+            elif name == "sft":
+                train_sft(model, rows, optim, run, seed=2)
+            else:
+                reward = RewardModel(model, "mean", torch.Generator().manual_seed(1))
+                train_reward_model(
+                    reward, pairs, RewardConfig(optim, 1, 1), run, seed=2
+                )
+            losses.append([line["loss"] for line in run.metrics()])
+    assert losses[:3] == losses[3:] and all(len(each) == 5 for each in losses)
