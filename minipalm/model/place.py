@@ -68,17 +68,20 @@ def place(
 
 
 def fine_tuned(
-    start: PaLM, reference: PaLM, machine: MachineConfig, seed: int = 0
+    start: PaLM,
+    machine: MachineConfig,
+    reference: PaLM | None = None,
+    seed: int = 0,
 ) -> PaLM:
     """A policy to be trained from `start`: all weights of a copy, or adapters.
 
-    Adapters (LoRA) stand on the weights of the reference itself: both lie in memory
+    Adapters (LoRA) stand on the weights of the reference itself: these lie in memory
     once, and the policy without its adapters is the reference.
 
     Args:
         start: what the policy is at first; stays as it is.
-        reference: `start`, placed and frozen.
-        machine: `lora_rank` says which; float32 for all that is trained.
+        machine: `lora_rank` says which. All that is trained is float32.
+        reference: `start`, placed and frozen, if there is one.
         seed: of the adapters.
 
     Raises:
@@ -91,6 +94,7 @@ def fine_tuned(
             "adapters (lora_rank) are for one GPU; on several, train all weights: "
             "choose the scale full"
         )
+    reference = reference or place(start, machine, trained=False)
     generator = torch.Generator(device_of(reference)).manual_seed(seed)
     policy = with_adapters(reference, machine.lora_rank, generator=generator)
     return laid_out(policy, machine)
@@ -196,6 +200,6 @@ def in_one_piece(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
     return weight.full_tensor() if is_sharded(weight) else weight
 
 
-def is_sharded(weight: Tensor) -> bool:
+def is_sharded(weight: Any) -> bool:
     """Whether this process has only a part of it."""
     return hasattr(weight, "full_tensor")  # a DTensor

@@ -44,7 +44,7 @@ class Answers:
 
 def answers_of(tokens: Tokens, tokenizer: Tokenizer) -> Answers:
     """The texts of sampled tokens."""
-    prompts, prompt_mask, responses, mask = tokens
+    prompts, prompt_mask, responses, mask = (x.cpu() for x in tokens)
     asked = [row[seen].tolist() for row, seen in zip(prompts, prompt_mask)]
     told = [row[kept].tolist() for row, kept in zip(responses, mask)]
     return Answers(

@@ -206,6 +206,18 @@ def score_pairs(
     return chosen, rejected
 
 
+def score_tokens(
+    model: RewardModel, tokens: tuple[Tensor, ...], size: int = 256
+) -> Float[Tensor, "N"]:
+    """Scores of any number of answers, `size` at a time, without a gradient.
+
+    Each process scores its share, and all get all scores.
+    """
+    return row_by_row(
+        lambda rows: model(*(x[rows] for x in tokens)), len(tokens[0]), size
+    )
+
+
 def score_all(
     model: RewardModel, pairs: Pairs, size: int = 0
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:

@@ -203,7 +203,7 @@ def read_tensors(
     return tensors
 
 
-def _load_parts(folder: Path, prefix: str, like: Mapping[str, Tensor]) -> Tensors:
+def _load_parts(folder: Path, prefix: str, like: Mapping[str, Any]) -> Tensors:
     """What several processes have written, for as many as there are now."""
     import torch.distributed.checkpoint as dcp
 
@@ -214,11 +214,10 @@ def _load_parts(folder: Path, prefix: str, like: Mapping[str, Tensor]) -> Tensor
         for name, one in found.items():
             key = name.removeprefix(f"{prefix}/")
             if key != name:
-                empty = torch.empty(one.size, dtype=one.properties.dtype)
-                if key in like and like[key].shape == one.size:
-                    empty = torch.empty_like(like[key], dtype=empty.dtype)
-                    empty = empty if is_sharded(empty) else empty.cpu()
-                wanted[name] = empty
+                dtype, target = one.properties.dtype, like.get(key, one)
+                wanted[name] = torch.empty(one.size, dtype=dtype)
+                if is_sharded(target) and target.shape == one.size:
+                    wanted[name] = torch.empty_like(target, dtype=dtype)
         alone = not any(map(is_sharded, wanted.values()))
         dcp.load(wanted, storage_reader=reader, no_dist=alone)
     return {name[len(prefix) + 1 :]: tensor for name, tensor in wanted.items()}

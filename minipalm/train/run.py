@@ -229,13 +229,9 @@ def steps_left(start: int, steps: int, name: str) -> Iterator[tuple[int, tqdm]]:
     """Each step still to do, counted from 1, and the live bar that counts them."""
     if start >= steps:
         print(f"{name}: already trained; to train again, remove its folder")
+    hidden: dict[str, Any] = {} if is_first() else {"disable": True}
     with tqdm(
-        total=steps,
-        initial=start,
-        desc=name,
-        unit="step",
-        mininterval=0.5,
-        disable=not is_first(),
+        total=steps, initial=start, desc=name, unit="step", mininterval=0.5, **hidden
     ) as bar:
         for step in range(start + 1, steps + 1):
             yield step, bar

@@ -8,7 +8,6 @@ runs/toy/07_sft/          one folder a stage
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from minipalm.model.palm import PaLM
 from minipalm.parallel import barrier, is_first
 from minipalm.train.checkpoint import (
     CheckpointError,
+    Tensors,
     load_module,
     read_state,
     write_checkpoint,
@@ -53,22 +53,27 @@ def finish_stage(
     folder = Path(out) / stage
     if modules:
         state = {"tokenizer": tokenizer.fingerprint}
-        with ExitStack() as stack:  # adapters become part of the weights
-            for module in modules.values():
-                if isinstance(module, PaLM):
-                    stack.enter_context(merged(module))
-            weights = {
-                f"{name}/{key}": tensor.contiguous()
-                for name, module in modules.items()
-                for key, tensor in module.state_dict().items()
-                if ".lora_" not in key
-            }
-            write_checkpoint(folder / "result", weights, state)
+        weights: Tensors = {}
+        for name, module in modules.items():
+            whole = merged_state(module)
+            weights |= {f"{name}/{key}": x.contiguous() for key, x in whole.items()}
+        write_checkpoint(folder / "result", weights, state)
     done = folder / "done.json"
     if is_first():
         with writing(done):
             write_text(done, json.dumps(summary, indent=1) + "\n")
     barrier()
+
+
+def merged_state(module: nn.Module) -> Tensors:
+    """The weights of a network; adapters, if there are any, become part of them."""
+    state = module.state_dict()
+    if not any(".lora_" in key for key in state):
+        return state
+    assert isinstance(module, PaLM)
+    with merged(module):  # only for as long as the weights are copied
+        copies = {key: x.to("cpu", copy=True) for key, x in state.items()}
+    return {key: x for key, x in copies.items() if ".lora_" not in key}
 
 
 def finished_stage(out: Path | str, stage: str) -> Path:
