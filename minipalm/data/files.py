@@ -6,8 +6,8 @@ from pathlib import Path
 
 from minipalm.data.lines import Paths, input_files
 
-WHOLE = 64 << 20  # bytes; of a longer file a fingerprint reads samples
-SAMPLES, SAMPLE = 256, 64 << 10  # pieces, and the bytes of each
+WHOLE = 64 << 20  # bytes; of more than that a fingerprint reads samples
+SAMPLES, SAMPLE = 64, 16 << 10  # pieces of a file, and the bytes of each
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -33,19 +33,22 @@ def fingerprint(paths: Paths) -> str:
     """SHA-256 of a file's bytes: a run remembers what it was trained on.
 
     Of several files, or a pattern: that of their fingerprints in order, whatever their
-    names. Of a file over 64 MiB: of its size and 256 pieces spread over it evenly. A
-    line more or less changes that; one letter for another may lie between the pieces.
+    names. Where there are more than 64 MiB in all: of each file's size and 64 pieces,
+    spread over it evenly. A line more or less changes that; one letter for another may
+    lie between the pieces.
     """
-    digests = [_fingerprint(path) for path in input_files(paths)]
+    files = input_files(paths)
+    whole = sum(path.stat().st_size for path in files) <= WHOLE
+    digests = [_digest(path, whole) for path in files]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _fingerprint(path: Path) -> str:
+def _digest(path: Path, whole: bool) -> str:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size <= WHOLE:
+        if whole or size <= SAMPLES * SAMPLE:
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256(str(size).encode())
         for n in range(SAMPLES):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minipalm.data.fields import DataError, cut, names, short, text_of
 
-ROWS = 4096  # decoded at once
+BLOCK = 8 << 20  # bytes decoded at once, about
 STRINGS = re.compile(r"(dictionary<values=)?(large_)?string(_view)?\b")
 
 # rows with their source, the place where the next begin, bytes of the file read so far
@@ -45,28 +45,29 @@ def read_parquet(
         ) from None
     with file:
         _check_columns(path, file.schema_arrow, fields)
-        groups = file.num_row_groups
-        sizes = [file.metadata.row_group(g).num_rows for g in range(groups)]
-        for g in range(group, groups):
-            skip = batch if g == group else 0
+        groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
+        first = sum(one.num_rows for one in groups[:group])
+        for g in range(group, len(groups)):
+            number = groups[g].num_rows
+            step = max(BLOCK * number // max(groups[g].total_byte_size, 1), 1)
             try:
-                parts = file.iter_batches(ROWS, row_groups=[g], columns=list(fields))
+                parts = file.iter_batches(step, row_groups=[g], columns=list(fields))
                 for b, part in enumerate(parts):
-                    if b < skip:
-                        continue
-                    first = sum(sizes[:g]) + b * ROWS
+                    if (g, b) < (group, batch):
+                        continue  # read before
                     columns = [part.column(field).to_pylist() for field in fields]
                     rows = [
-                        _row(values, fields, f"{path}:row {first + n}")
+                        _row(values, fields, f"{path}:row {first + b * step + n}")
                         for n, values in enumerate(zip(*columns, strict=True))
                     ]
-                    done = (g + (b + 1) * ROWS / max(sizes[g], ROWS)) / groups
+                    done = (g + min((b + 1) * step / number, 1)) / len(groups)
                     yield rows, (g, b + 1), int(done * path.stat().st_size)
             except (OSError, arrow.ArrowException) as error:
                 raise DataError(
                     f"{path}: expected whole rows in row group {g}, got:"
                     f" {short(error)}; fetch the file again"
                 ) from None
+            first += number
 
 
 def _row(

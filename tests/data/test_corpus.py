@@ -1,5 +1,6 @@
 """Large inputs: the same rows as in memory, whatever happens while they are made."""
 
+import hashlib
 import json
 import os
 import signal
@@ -65,7 +66,7 @@ def large(monkeypatch):
     """Every file is large; blocks and parts are small."""
     monkeypatch.setattr(datasets, "LARGE", 0)
     monkeypatch.setattr(lines, "BLOCK", 3_000)
-    monkeypatch.setattr(parquet, "ROWS", 13)
+    monkeypatch.setattr(parquet, "BLOCK", 500)
     monkeypatch.setattr(shards, "PART", 4_000)
 
 
@@ -432,22 +433,25 @@ def is_running(pid):
 # --- fingerprints ---------------------------------------------------------------------
 
 
-def test_the_fingerprint_of_a_large_file_reads_samples(tmp_path, monkeypatch):
+def test_the_fingerprint_of_large_files_reads_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "WHOLE", 1_000)
     monkeypatch.setattr(files, "SAMPLE", 10)
     path = tmp_path / "f"
     raw = os.urandom(20_000)
     path.write_bytes(raw)
     first = fingerprint(path)
-    assert fingerprint(path) == first
-    for other in (
-        raw[:-1] + b"?",
-        b"?" + raw[1:],
-        raw[:9_000] + raw[9_001:],
-        raw + b"?",
-    ):
+    assert fingerprint(path) == first != hashlib.sha256(raw).hexdigest()
+    cut = raw[:9_000] + raw[9_001:]
+    for other in (raw[:-1] + b"?", b"?" + raw[1:], cut, raw + b"?"):
         path.write_bytes(other)
         assert fingerprint(path) != first
+    path.write_bytes(raw[:600])
+    assert fingerprint(path) == hashlib.sha256(raw[:600]).hexdigest()
+    many = [path, tmp_path / "g"]  # each is small, together they are not
+    many[1].write_bytes(raw[:900])
+    before = fingerprint(many)
+    many[1].write_bytes(raw[:899] + b"?")
+    assert fingerprint(many) != before
 
 
 # --- the loops ------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_parquet_and_json_lines_can_follow_each_other(write, tmp_path):
 
 @pytest.mark.parametrize("group", [50, 7, 1])
 def test_reading_goes_on_from_the_end_of_any_block(group, write, monkeypatch, tmp_path):
-    monkeypatch.setattr(our_parquet, "ROWS", 3)
+    monkeypatch.setattr(our_parquet, "BLOCK", 70)
     monkeypatch.setattr(lines, "BLOCK", 100)
     paths = [
         write({"text": TEXTS}, row_group_size=group),
