@@ -1,14 +1,18 @@
 """./course full: the stages on many ranks, and every way in which they can end."""
 
 import os
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import nbformat
 import psutil
 import pytest
 
+from minipalm.course import ROOT
 from minipalm.course.nodes import Nodes, find_nodes
 from minipalm.course.supervise import how_it_ended
 
@@ -61,12 +65,16 @@ def pipeline(write_notebook, python, tmp_path):
         alone = ALONE.replace("STAGE", repr(name))
         return write_notebook(name, alone, *cells, FINISH, parameters=PARAMETERS)
 
-    def begin(*options, **env):
+    def command(*options):
         fixed = ("--out", tmp_path / "out", "--notebooks", tmp_path, "--data", tmp_path)
         driver = DRIVER.replace("= STAGES", f"= {tuple(stages)}")
-        return python("-c", driver, "--scale", "smoke", *fixed, *options, **env)
+        return [sys.executable, "-c", driver, "--scale", "smoke", *fixed, *options]
 
-    begin.stage, begin.folder = stage, tmp_path / "out" / "two"
+    def begin(*options):
+        return python(*command(*options)[1:])
+
+    begin.stage, begin.command = stage, command
+    begin.folder = tmp_path / "out" / "two"
     return begin
 
 
@@ -232,7 +240,49 @@ def machines(pipeline):
     def begin():
         return [pipeline(*meet, "--cpus", 1, "--node-rank", n) for n in range(2)]
 
+    begin.port = port
     return begin
+
+
+SRUN = """#!/bin/bash
+# Starts a command on two machines, which are this one, as Slurm's srun does.
+shift  # --kill-on-bad-exit=1
+SLURM_NODEID=1 "$@" &
+SLURM_NODEID=0 "$@" && wait $!
+"""
+
+
+def test_slurm_s_script_runs_on_all_its_machines(pipeline, machines, tmp_path):
+    pipeline.stage("two", "print('met', rank)")
+    command = pipeline.command("--cpus", 1)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    course = shlex.join(map(str, command[:3]))  # python -c DRIVER
+    for name, text in {
+        "srun": SRUN,
+        "scontrol": "#!/bin/sh\necho 127.0.0.1\necho another\n",
+        "python": f'#!/bin/sh\nshift 2\nexec {course} "$@"\n',
+    }.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "slurm.sh", *map(str, command[3:])],
+        env=os.environ
+        | {
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "PYTHON": str(tools / "python"),
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_JOB_NODELIST": "gpu[1-2]",
+            "SLURM_JOB_ID": str(machines.port % 10_000),
+            "SLURM_NNODES": "2",
+        },
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    for n in range(2):
+        assert texts(pipeline.folder / f"two{n * '.rank-1'}.ipynb") == f"met {n}\n"
 
 
 def test_two_machines_meet_at_every_stage_and_resume(pipeline, machines):
