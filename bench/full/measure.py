@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,22 @@ def now() -> float:
     return time.perf_counter()
 
 
+def mark() -> Any:
+    """A point of time in the work of the GPU, which nobody waits for."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(one: Any, other: Any) -> float:
+    """Seconds between two marks; the GPU must have come past both."""
+    if not torch.cuda.is_available():
+        return other - one
+    return one.elapsed_time(other) / 1e3
+
+
 def log(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
@@ -138,7 +155,7 @@ def ceilings(sizes: Sizes) -> Numbers:
 
     def products(seconds: float) -> float:
         start, count = now(), 0
-        while now() - start < seconds:
+        while count == 0 or now() - start < seconds:
             for _ in range(50):
                 torch.mm(a, b, out=out)
             count += 50

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from bench.full.measure import (
     Numbers,
     Sizes,
+    between,
     clear,
     device,
+    mark,
     network,
     now,
     peak,
@@ -52,13 +54,14 @@ def timed_steps(
     for step in range(times + 3):
         start = now()
         loss(ids).backward()
-        middle = now()
+        middle = mark()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        end = mark()
         if step >= 3:
-            forward_backward.append(middle - start)
             steps.append(now() - start)
+            forward_backward.append(steps[-1] - between(middle, end))
     seconds = statistics.median(steps)
     tokens = ids.shape[0] * (ids.shape[1] - 1)
     return {

@@ -14,11 +14,13 @@ from torch.distributed.tensor import DTensor
 
 from minipalm.model.block import ParallelBlock, Rotations
 from minipalm.model.branches import hidden_with_buffers
+from minipalm.model.compiled import compiled
 from minipalm.model.generate import Sampled
 from minipalm.model.palm import PaLM
 from minipalm.model.rope import rotations
 
 LOOK_EVERY = 8  # tokens after which ended rows are counted; the GPU waits for that
+GROUP = 128  # tokens, see `next_token`
 SMALLEST = 64  # rows; fewer cost as much, since the weights must be read in any case
 
 
@@ -207,7 +209,8 @@ class Decoder:
         B, t = len(hidden), self.drawn
         uniforms = self.uniforms[:B].index_select(1, t)[:, 0]
         head = self.model.embedding.weight
-        token, logprob = next_token(hidden, head, self.temperature, uniforms)
+        choose = compiled(next_token) if hidden.is_cuda else next_token
+        token, logprob = choose(hidden, head, self.temperature, uniforms)
         going = self.going[:B]
         self.token[:B] = token
         self.responses[:B].index_copy_(1, t, token[:, None])
@@ -247,10 +250,19 @@ def next_token(
 ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
     """Tokens by the inverse of the cumulative law, and their log-probabilities.
 
+    First the group of tokens is found, then the token in it: a running sum over a whole
+    vocabulary would be slow on a GPU.
+
     Example: probabilities (.5, .3, .2) cumulate to (.5, .8, 1): a number from 0 to
     below .5 gives token 0, from .5 to below .8 token 1, the others token 2.
     """
     law = (F.linear(hidden, head).float() / temperature).log_softmax(-1)
-    below = law.exp().cumsum(-1) <= uniforms[:, None]
-    token = below.sum(-1).clamp(max=len(head) - 1)  # rounding: the sum may stay below 1
-    return token, law.gather(-1, token[:, None])[:, 0]
+    tokens = F.pad(law.exp(), (0, -len(head) % GROUP)).unflatten(-1, (-1, GROUP))
+    groups = tokens.sum(-1)
+    u, until = uniforms[:, None], groups.cumsum(-1)
+    group = (until <= u).sum(-1, keepdim=True).clamp(max=groups.shape[1] - 1)
+    before = (until - groups).gather(1, group)
+    inside = tokens.gather(1, group[..., None].expand(-1, -1, GROUP))[:, 0]
+    place = (before + inside.cumsum(-1) <= u).sum(-1, keepdim=True)
+    token = (group * GROUP + place).clamp(max=len(head) - 1)  # sums are rounded
+    return token[:, 0], law.gather(-1, token)[:, 0]

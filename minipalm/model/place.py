@@ -116,13 +116,18 @@ def laid_out(model: Model, machine: MachineConfig) -> Model:
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let a PaLM's products be of another type than its weights; states are float32."""
+    """Let a PaLM's products be of another type than its weights; states are float32.
+
+    Weights that have the type already need nothing more, and autocast would only let
+    norms write float32.
+    """
     plain: Any = type(model)
 
     class Mixed(plain):
         def hidden(self, *args: Any, **options: Any) -> Tensor:
-            kind = self.embedding.weight.device.type
-            with torch.autocast(kind, dtype, cache_enabled=False):
+            weight = self.embedding.weight
+            other = weight.dtype != dtype
+            with torch.autocast(weight.device.type, dtype, other, cache_enabled=False):
                 return super().hidden(*args, **options).float()
 
         def logits(self, hidden: Tensor) -> Tensor:
