@@ -7,7 +7,6 @@ order.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -27,7 +26,7 @@ from minipalm.data.batches import (
     text_stream,
 )
 from minipalm.data.datasets import Demonstration, Preference, Text
-from minipalm.data.files import write_text
+from minipalm.data.files import wait_for, write_text
 from minipalm.data.lines import Place
 from minipalm.data.records import Lazy, Records
 from minipalm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -71,8 +70,7 @@ def corpus_tokenizer(
         strings = _strings(_beginnings(texts), _beginnings(demos))
         train_tokenizer(strings, kind, vocab_size).save(path)
         write_text(made_from, key)
-    while not is_made():
-        time.sleep(0.2)
+    wait_for(is_made, path)
     return load_tokenizer(path)
 
 

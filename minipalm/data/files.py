@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from minipalm.data.lines import Paths, input_files
@@ -27,6 +29,20 @@ def write_text(path: str | Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # still there only if something failed
+
+
+def wait_for(ready: Callable[[], bool], path: Path) -> None:
+    """Look again and again, for hours if need be, until another process has made it."""
+    start, told = time.monotonic(), False
+    while not ready():
+        time.sleep(0.2)
+        if not told and time.monotonic() - start > 60:
+            print(
+                f"waiting for {path}, which the first process makes; machines that work"
+                " together must share this folder",
+                flush=True,
+            )
+            told = True
 
 
 def fingerprint(paths: Paths) -> str:

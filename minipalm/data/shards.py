@@ -9,7 +9,6 @@ finished columns are mapped into memory: a row is read from the disk when it is 
 import hashlib
 import json
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minipalm.data.fields import DataError
-from minipalm.data.files import write_text
+from minipalm.data.files import wait_for, write_text
 from minipalm.data.lines import START, Place
 from minipalm.parallel import is_first
 
@@ -66,15 +65,15 @@ def stored(
         DataError: a part is not what was written, or no row has come of the input.
     """
     folder = Path(folder)
-    key = json.loads(json.dumps(key))
+    key = json.loads(json.dumps({"layout": 1, "columns": columns} | dict(key)))
     if is_first():
         index = _index_of(folder, key)
         if not index.get("done"):
             _write(folder, index, key, columns, rows_from, size)
         else:
             _verify(folder, index, columns)
-    while not (index := _index_of(folder, key)).get("done"):
-        time.sleep(0.2)
+    wait_for(lambda: _index_of(folder, key).get("done", False), folder)
+    index = _index_of(folder, key)
     rows = sum(part["rows"] for part in index["parts"])
     if is_first():
         _report(folder, rows, sum(part["left_out"] for part in index["parts"]))
