@@ -1,6 +1,6 @@
 #!/bin/bash
 # The pipeline at full size under Slurm:   sbatch scripts/slurm.sh [options of ./course full]
-# Out of time or pre-empted? The same line resumes; with --requeue Slurm does it by itself.
+# Out of time, or stopped for others? The same line resumes; with --requeue Slurm does it by itself.
 #SBATCH --job-name=minipalm
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1      # one command a machine; it starts a rank for each GPU
