@@ -34,6 +34,7 @@ BUILDS = {  # what the reader of the README wants to know of a lesson
     "12": "intervals, power, length control, diversity, pass@k, benchmarks",
     "14": "tests that refuse bugs and pass what is right; a diagnosis from curves",
     "15": "importance weights, DPO, RLOO and GRPO, best of n, all methods compared",
+    "16": "operations, bytes, the wire, floors of sampling, rounding, the bill",
 }
 
 

@@ -106,30 +106,33 @@ def decoding_predicted(rows: int, gpu: GPU) -> float:
     return decode_seconds(policy, full.machine, rows, seen, gpu)
 
 
+HEAD = "trained|rows|GPUs|recompute|GiB said|measured|off by"
+HEAD += "|seconds said|measured|off by|"
+
+
 def comparison(results: Mapping[str, Any]) -> str:
-    """Predicted against measured, as a table of Markdown."""
-    lines = [
-        "| trained | rows | GPUs | recompute | GiB predicted | measured | off by "
-        "| seconds predicted | measured | off by | |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    gpu = gpu_of(results)
+    """Predicted against measured, as a table of Markdown with even columns."""
+    gpu, lines = gpu_of(results), [tuple(HEAD.split("|"))]
     for one in settings_of(results):
         gib, seconds = one.predicted(gpu)
-        lines.append(
-            f"| {one.name} | {one.rows} | {one.gpus} | {'yes' * one.recompute} "
-            f"| {gib:.1f} | {one.gib:.1f} | {gib / one.gib - 1:+.1%} "
-            f"| {seconds:.3f} | {one.seconds:.3f} | {seconds / one.seconds - 1:+.1%} "
-            f"| {'fitted' * one.fitted} |"
-        )
+        again, fitted = "yes" * one.recompute, "fitted" * one.fitted
+        what = (one.name, str(one.rows), str(one.gpus), again)
+        memory = (f"{gib:.1f}", f"{one.gib:.1f}", f"{gib / one.gib - 1:+.1%}")
+        lines.append((*what, *memory, *held(seconds, one.seconds), fitted))
     for row in results.get("decoding", []):
-        seconds, was = decoding_predicted(row["rows"], gpu), row["seconds"]
-        lines.append(
-            f"| decoding step | {row['rows']} | 1 | | | | | {seconds:.5f} "
-            f"| {was:.5f} | {seconds / was - 1:+.1%} "
-            f"| {'fitted' * row.get('fitted', False)} |"
-        )
-    return "\n".join(lines)
+        seconds, fitted = decoding_predicted(row["rows"], gpu), row.get("fitted")
+        what = ("a decoding step", str(row["rows"]), "1", "")
+        times = held(seconds, row["seconds"])
+        lines.append((*what, "", "", "", *times, "fitted" if fitted else ""))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, tuple("-" * width for width in widths))
+    padded = [[c.ljust(w) for c, w in zip(line, widths)] for line in lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
+def held(said: float, was: float) -> tuple[str, str, str]:
+    """Seconds that were said, that it took, and how far they are apart."""
+    return f"{said:.4f}", f"{was:.4f}", f"{said / was - 1:+.1%}"
 
 
 FITTED = {  # what the planner's constants were set by: (name, rows, GPUs, recompute)
