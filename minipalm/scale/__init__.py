@@ -12,4 +12,5 @@
 `money`       operations, hours, dollars
 `rounding`    what bfloat16 does to small steps
 `measured`    the plan held against a GPU
+`page`        docs/planner.md
 """

@@ -1,8 +1,9 @@
 """The plan held against a GPU: predicted and measured memory and seconds.
 
-python -m minipalm.scale.measured            the table of data/results/plan.json
-python -m minipalm.scale.measured one.json two.json
-                              put these measurements (bench/measure_plan.py) there
+python -m minipalm.scale.measured        the table of data/results/plan.json
+python -m minipalm.scale.measured FILES  first keep these measurements there: of
+                                         bench/measure_plan.py on one GPU and on two,
+                                         and data/results/full_size.json
 """
 
 import json
@@ -16,7 +17,9 @@ from minipalm.config import MachineConfig, PaLMConfig, get_preset
 from minipalm.data.files import write_text
 from minipalm.scale.decoding import decode_seconds
 from minipalm.scale.gpu import GIB, GPU, H200
+from minipalm.scale.iteration import ppo_memory, ppo_seconds
 from minipalm.scale.memory import LOGIT_BYTES, total, training_peak
+from minipalm.scale.plan import networks
 from minipalm.scale.seconds import training_seconds
 
 RESULTS = Path(__file__).parents[2] / "data" / "results" / "plan.json"
@@ -119,6 +122,12 @@ def comparison(results: Mapping[str, Any]) -> str:
         what = (one.name, str(one.rows), str(one.gpus), again)
         memory = (f"{gib:.1f}", f"{one.gib:.1f}", f"{gib / one.gib - 1:+.1%}")
         lines.append((*what, *memory, *held(seconds, one.seconds), fitted))
+    for row in results.get("iterations", []):
+        gib, seconds = iteration_predicted(row, gpu)
+        name = "PPO, adapters" if row["lora_rank"] else "PPO, all weights"
+        what = (name, "256", str(row["gpus"]), "yes" * row["recompute"])
+        memory = (f"{gib:.1f}", f"{row['gib']:.1f}", f"{gib / row['gib'] - 1:+.1%}")
+        lines.append((*what, *memory, *held(seconds, row["seconds"]), ""))
     for row in results.get("decoding", []):
         seconds, fitted = decoding_predicted(row["rows"], gpu), row.get("fitted")
         what = ("a decoding step", str(row["rows"]), "1", "")
@@ -135,10 +144,41 @@ def held(said: float, was: float) -> tuple[str, str, str]:
     return f"{said:.4f}", f"{was:.4f}", f"{said / was - 1:+.1%}"
 
 
+def iteration_predicted(row: Mapping[str, Any], gpu: GPU) -> tuple[float, float]:
+    """GiB and seconds of one iteration of PPO at full size."""
+    full, rank = get_preset("full"), row["lora_rank"]
+    machine = replace(full.machine, lora_rank=rank, recompute=row["recompute"])
+    args = *networks(full), machine, full.ppo, full.max_prompt, full.max_response
+    memory = ppo_memory(*args, row["gpus"])
+    seconds = sum(ppo_seconds(*args, gpu, row["gpus"]).values())
+    return sum(map(total, memory.values())) / GIB, seconds
+
+
 FITTED = {  # what the planner's constants were set by: (name, rows, GPUs, recompute)
     ("all weights", 4, 1, False),
     ("adapters", 4, 1, False),
 }
+
+
+def of_benchmark(full: Mapping[str, Any]) -> dict[str, Any]:
+    """What bench/full_size.py measured of sampling and of PPO, as measurements here."""
+    decode, iterations = full.get("decode", {}), []
+    rows = [int(key[8:]) for key in decode if key.startswith("step_ms_")]
+    for part, rank in (("ppo_lora", 16), ("two_ppo", 0)):
+        found = full.get(part, {})
+        if "seconds" in found:
+            kept = {"gpus": found["gpus"], "lora_rank": rank, "recompute": rank == 0}
+            kept |= {"seconds": found["seconds"], "gib": found["peak_gib"]}
+            iterations.append(kept)
+    return {
+        "ceilings": {},
+        "settings": [],
+        "decoding": [
+            {"rows": n, "seconds": decode[f"step_ms_{n}"] / 1e3, "fitted": n == 1}
+            for n in rows
+        ],
+        "iterations": iterations,
+    }
 
 
 def merged(measurements: list[dict[str, Any]]) -> dict[str, Any]:
@@ -147,10 +187,12 @@ def merged(measurements: list[dict[str, Any]]) -> dict[str, Any]:
     The rates of products and memory are those of the first run, the wire's of the one
     that had two GPUs.
     """
-    result = dict(measurements[0], settings=[], decoding=[], ceilings={})
+    result = dict(measurements[0], settings=[], decoding=[], iterations=[], ceilings={})
     for one in measurements:
+        one = one if "settings" in one else of_benchmark(one)
         result["ceilings"] = {**one["ceilings"], **result["ceilings"]}
         result["decoding"] += [row for row in one["decoding"] if "seconds" in row]
+        result["iterations"] += one.get("iterations", [])
         for setting in one["settings"]:
             key = tuple(setting[k] for k in ("name", "rows", "gpus", "recompute"))
             if "seconds" in setting:

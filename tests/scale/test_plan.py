@@ -11,10 +11,13 @@ from minipalm.scale.measured import (
     comparison,
     decoding_predicted,
     gpu_of,
+    iteration_predicted,
     merged,
+    of_benchmark,
     read_results,
     settings_of,
 )
+from minipalm.scale.page import PAGE, page
 from minipalm.scale.plan import plan
 from minipalm.scale.report import advice, budget, table
 
@@ -49,7 +52,8 @@ def test_what_was_measured_covers_what_is_planned():
 
 def test_the_table_has_a_line_for_every_measurement():
     lines = comparison(RESULTS).splitlines()
-    assert len(lines) == 2 + len(SETTINGS) + len(RESULTS["decoding"])
+    others = RESULTS["decoding"] + RESULTS.get("iterations", [])
+    assert len(lines) == 2 + len(SETTINGS) + len(others)
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -140,6 +144,26 @@ def test_the_command_refuses_nonsense_in_one_line(capsys):
     assert "adapters are for one GPU" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--preset", "toy"])
+
+
+def test_the_page_says_what_the_planner_says():
+    assert PAGE.read_text("utf-8") == page(), "python -m minipalm.scale.page"
+
+
+def test_benchmarks_of_sampling_and_ppo_are_read():
+    found = of_benchmark(
+        {
+            "decode": {"step_ms_1": 4.0, "step_ms_64": 5.0, "seconds_1": 9.9},
+            "ppo_lora": {"seconds": 9.0, "peak_gib": 60.0, "gpus": 1},
+            "two_ppo": {"error": "lost"},
+        }
+    )
+    assert [row["seconds"] for row in found["decoding"]] == [0.004, 0.005]
+    assert [row["lora_rank"] for row in found["iterations"]] == [16]
+    gib, seconds = iteration_predicted(found["iterations"][0], H200)
+    assert 50 < gib < 70 and 8 < seconds < 10
+    both = merged([{**RESULTS, "settings": []}, {"ppo_lora": {}}])
+    assert both["ceilings"] == RESULTS["ceilings"] and both["iterations"] == []
 
 
 def test_columns_line_up():

@@ -1,0 +1,95 @@
+"""docs/planner.md: what the pipeline costs, and whether the plan is true.
+
+python -m minipalm.scale.page       writes it anew; a test holds it to the planner
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minipalm.config import get_preset
+from minipalm.data.files import write_text
+from minipalm.model.palm import count_parameters
+from minipalm.scale.gpu import GPUS
+from minipalm.scale.measured import comparison, read_results
+from minipalm.scale.plan import networks, plan
+from minipalm.scale.report import budget, phase_table, short, stage_table
+
+PAGE = Path(__file__).parents[2] / "docs" / "planner.md"
+HOURS = 5000.0  # of an A100: a figure often quoted
+
+TEXT = """# What the pipeline costs at full size
+
+`python -m minipalm.scale` plans it: memory, seconds, hours and money for a preset, a
+kind of GPU and a number of them. Lesson 16 builds the arithmetic. This page is written
+by `python -m minipalm.scale.page`.
+
+## Eight A100-80G
+
+Prices are assumptions (here ${price:.2f} a GPU-hour; give yours with `--price`), and so
+are the rates of cards that nobody here has measured:
+{source}.
+
+```
+{stages}
+```
+
+One iteration of PPO, all answers of the greatest length:
+
+```
+{phases}
+```
+
+## {hours:,.0f} A100-hours
+
+The figure is often quoted for such a run. On eight of these GPUs it buys
+
+- {pipelines:.1f} times all of the above, or
+- {after:,.0f} times all but pretraining, or
+- pretraining on {tokens} tokens ({each:.1f} a weight), and the rest once, or
+- {iterations:,.0f} iterations of PPO.
+
+## Said and measured
+
+{where}.
+
+A row is 2,048 tokens of a step on each GPU; in PPO and in decoding it is an answer.
+*Fitted* lines have set the planner's constants. The others are its test: memory within
+5 %, seconds within 15 % (`tests/scale/test_plan.py`).
+
+{comparison}
+"""
+
+
+def origin(results: Mapping[str, Any]) -> str:
+    """Where and when the measurements were made."""
+    parts = [results["source"], results.get("date"), results.get("torch")]
+    text = ", ".join(part for part in parts if part)
+    return text[0].upper() + text[1:]
+
+
+def page() -> str:
+    """The text of docs/planner.md."""
+    full, gpu, results = get_preset("full"), GPUS["a100-80g"], read_results()
+    stages = plan(full, gpu, 8)
+    [ppo] = [one for one in stages if one.phases]
+    bought = budget(stages, 8, HOURS)
+    return TEXT.format(
+        price=gpu.price,
+        source=gpu.source,
+        stages=stage_table(stages, gpu, 8),
+        phases=phase_table(ppo),
+        hours=HOURS,
+        pipelines=bought["pipelines"],
+        after=bought["after pretraining"],
+        tokens=short(bought["tokens"]).replace("B", "billion"),
+        each=bought["tokens"] / count_parameters(networks(full)[0]),
+        iterations=bought["iterations"],
+        where=origin(results),
+        comparison=comparison(results),
+    )
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page())
+    print(f"written to {PAGE}")
