@@ -224,6 +224,12 @@ def parameters(args: argparse.Namespace, files: dict[str, Path]) -> dict[str, An
     return values | {name: shown(path) for name, path in files.items()}
 
 
+def drop_checkpoints(folder: Path) -> None:
+    """Remove those of a complete stage: at full size each fills 82 GB, for nothing."""
+    for checkpoint in folder.glob("*/step-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def run_stage(
     notebook: Path,
     args: argparse.Namespace,
@@ -262,6 +268,8 @@ def run_stage(
     if spent.status == 0 and not complete:
         print(f"{stage}: {spent.wall:.1f} s, {spent.cpu:.1f} CPU-s", flush=True)
         (folder / TIMES).write_text(json.dumps(spent._asdict()) + "\n", "utf-8")
+        if not is_small(args.scale):
+            drop_checkpoints(folder)
     return spent
 
 

@@ -177,10 +177,12 @@ def machine(progress: Progress) -> list[str]:
     shown = []
     panels = machine_panels(runs)
     if panels:
-        text = (
-            "The ceiling is what the GPUs multiply in bfloat16 for seconds on end;"
-            " operations count that the method needs, none that is done twice."
-        )
+        text = "Each line is a mean over neighbouring steps."
+        if any("share_of_ceiling" in rows[-1] for rows in runs.values()):
+            text += (
+                " The ceiling is what the GPUs multiply in bfloat16 for seconds on end;"
+                " operations count that the method needs, none that is done twice."
+            )
         shown.append(picture(panels, "machine", text))
     name, rows = list(runs.items())[-1]
     bars = phase_bars(rows)
@@ -190,7 +192,7 @@ def machine(progress: Progress) -> list[str]:
 
 
 def footer(progress: Progress) -> str:
-    verb = "run" if progress.scale.startswith(("smoke", "toy")) else "full"
+    verb = "full" if progress.batch else "run"
     command = f"./course {verb} --scale {progress.scale}"
     if progress.seed:
         command += f" --seed {progress.seed}"

@@ -84,6 +84,7 @@ class Progress:
     seed: int | None
     gpu: str | None  # its name, where one is used
     ranks: int
+    batch: bool  # whether it was begun by ./course full
     stages: list[Stage]
 
     @property
@@ -243,7 +244,7 @@ def read_progress(out: Path) -> Progress:
         else:
             state = "waiting"
         stages.append(Stage(stage, state, trainings))
-    return Progress(scale, seed, gpu, ranks, stages)
+    return Progress(scale, seed, gpu, ranks, bool(machine), stages)
 
 
 def duration(seconds: float) -> str:

@@ -312,3 +312,17 @@ def test_several_files_are_one_input(pipeline, tmp_path):
     (tmp_path / "text" / "b.jsonl").write_text('{"text": 3}\n')
     code, _, err = finish(pipeline("--until", "one"))
     assert code == 2 and "b.jsonl:1: field 'text'" in err
+
+
+@pytest.mark.parametrize(("scale", "kept"), [("toy", True), ("small", False)])
+def test_large_checkpoints_go_when_their_stage_is_complete(
+    pipeline, write_notebook, tmp_path, scale, kept
+):
+    left = "(folder / 'policy' / 'step-000002').mkdir(parents=True)"
+    stage = STAGE.replace("STAGE", "'one'")
+    result = "(folder / 'policy' / 'x').mkdir()"
+    write_notebook("one", stage, left, result, parameters=PARAMETERS)
+    code, _, err = finish(pipeline("--until", "one", "--scale", scale))
+    assert code == 0, err
+    folder = tmp_path / "out" / "one" / "policy"
+    assert (folder / "step-000002").exists() == kept and (folder / "x").exists()
