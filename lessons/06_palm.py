@@ -29,16 +29,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minipalm import plot
+from minipalm.clock import Clock
 from minipalm.config import OptimConfig, PaLMConfig, get_preset
 from minipalm.course import ROOT
-from minipalm.data.batches import hold_out_stream, prompt_ids, text_stream
+from minipalm.data.batches import hold_out_stream, prompt_ids
+from minipalm.data.corpus import corpus_tokenizer, token_stream
 from minipalm.data.datasets import (
     check_window,
     read_demonstrations,
     read_texts,
 )
 from minipalm.data.files import fingerprint
-from minipalm.data.tokenizer import train_tokenizer
 from minipalm.model.attention import attention_mask
 from minipalm.model.block import (
     ParallelBlock,
@@ -47,7 +48,10 @@ from minipalm.model.block import (
     init_block,
 )
 from minipalm.model.cache import KVCache
+from minipalm.model.place import place
 from minipalm.model.rope import rotations
+from minipalm.parallel import summed
+from minipalm.train.heldout import mean_loss
 from minipalm.train.optim import batch_rows, micro_batches
 from minipalm.train.run import Run, read_metrics, steps_left
 from minipalm.train.stage import finish_stage
@@ -66,9 +70,9 @@ start_afresh(out, "06_palm", scale)
 
 # %%
 preset = get_preset(scale)
-texts = [record.text for record in read_texts(text)]
+texts = read_texts(text)
 demos = read_demonstrations(demonstrations)
-texts[:3]
+[record.text for record in texts[:3]]
 
 # %% [markdown]
 # ## From text to rows
@@ -79,11 +83,18 @@ texts[:3]
 # held out: on text that it has seen, a model can also be good by memory.
 
 # %%
-words = texts + [f"{demo.prompt} {demo.response}" for demo in demos]
-tokenizer = train_tokenizer(words, preset.tokenizer, preset.vocab_size)
+tokenizer = corpus_tokenizer(
+    texts,
+    demos,
+    preset.tokenizer,
+    preset.vocab_size,
+    f"{out}/06_palm/tokenizer",
+)
 check_window(demos, tokenizer, preset.window)
 stream, heldout = hold_out_stream(
-    text_stream(tokenizer, texts), preset.window, source=text
+    token_stream(tokenizer, texts, f"{out}/06_palm/tokens"),
+    preset.window,
+    source=text,
 )
 print(f"vocabulary: {tokenizer.vocab_size}, text: {len(stream)} tokens")
 
@@ -124,8 +135,9 @@ from minipalm.model.palm import count_parameters
 generator = torch.Generator().manual_seed(seed)
 config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
 trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-policy = PaLM(config, generator)
-trunk = PaLM(trunk_config, generator)
+lie = {"machine": preset.machine, "weights": preset.machine.weights}
+policy = place(PaLM(config, generator), **lie)
+trunk = place(PaLM(trunk_config, generator), **lie)
 print(f"policy {count_parameters(config):,} parameters")
 print(f"trunk  {count_parameters(trunk_config):,} parameters")
 
@@ -166,8 +178,8 @@ from minipalm.train.language_model import next_token_loss
 # %%
 rows = heldout[: len(heldout) // preset.window * preset.window]
 rows = rows.view(-1, preset.window)[:256]
-with torch.no_grad():
-    untrained = next_token_loss(policy, rows).item()
+asked = rows.numel() - len(rows), preset.pretrain.micro_batch
+untrained = mean_loss(next_token_loss, policy, rows, *asked)
 print(f"before: {untrained:.2f} nats a token")
 print(f"log V:  {math.log(tokenizer.vocab_size):.2f}")
 
@@ -244,11 +256,10 @@ plot.loss_curves(curves, "nats a token", levels=levels)
 # say which is learnt when; you have to read samples for that.
 
 # %%
-with torch.no_grad():
-    trained = {
-        "policy": next_token_loss(policy, rows).item(),
-        "trunk": next_token_loss(trunk, rows).item(),
-    }
+trained = {
+    name: mean_loss(next_token_loss, model, rows, *asked)
+    for name, model in {"policy": policy, "trunk": trunk}.items()
+}
 for name, loss in trained.items():
     print(f"{name}: {loss:.3f} nats a token on the text held out")
 
@@ -329,8 +340,8 @@ lying_loss(
 # Ask for the next token, draw it from the law that the logits give, and go on.
 # A temperature below 1 makes the law sharper; top-k and top-p cut its tail.
 
-# %%
-begin = prompt_ids(tokenizer, texts[0])[:6]
+# %% tags=["classroom"]
+begin = prompt_ids(tokenizer, texts[0].text)[:6]
 start = tokenizer.decode(begin)
 ids, mask = torch.tensor([begin]), torch.ones(1, len(begin), dtype=torch.bool)
 with torch.no_grad():
@@ -358,7 +369,7 @@ from minipalm.model.generate import sampling_law
 # the dots, real draws, stray from the bars.
 
 # %% tags=["classroom"]
-longer = prompt_ids(tokenizer, texts[0].split(".")[0] + ".")
+longer = prompt_ids(tokenizer, texts[0].text.split(".")[0] + ".")
 with torch.no_grad():
     after = policy(torch.tensor([longer]))[0, -1]
 V = tokenizer.vocab_size
@@ -405,7 +416,7 @@ from minipalm.model.generate import Sampled
 # %% tags=["exercise"]
 from minipalm.model.generate import generate
 
-# %%
+# %% tags=["classroom"]
 ids, mask = ids.expand(4, -1), mask.expand(4, -1)
 sampled = generate(
     policy,

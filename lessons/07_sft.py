@@ -26,28 +26,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minipalm import plot
+from minipalm.clock import Clock
 from minipalm.config import OptimConfig, get_preset
 from minipalm.course import ROOT
-from minipalm.data.batches import prompt_ids, response_ids
-from minipalm.data.datasets import (
-    check_prompt_lengths,
-    check_response_lengths,
-    hold_out,
-    read_demonstrations,
-)
+from minipalm.data.corpus import encode_examples, packed_rows
+from minipalm.data.datasets import fitting, hold_out, read_demonstrations
 from minipalm.data.files import fingerprint
-from minipalm.data.tokenizer import load_tokenizer
 from minipalm.model.palm import PaLM
+from minipalm.model.place import fine_tuned, place
+from minipalm.parallel import summed
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.sft import Example, Rows, pad_examples
+from minipalm.train.heldout import mean_loss
+from minipalm.train.networks import load_policy, load_trunk, tokenizer_of
 from minipalm.train.optim import adamw, micro_batches, optimizer_step
 from minipalm.train.run import Run, read_metrics, steps_left
-from minipalm.train.stage import (
-    finish_stage,
-    finished_stage,
-    load_result,
-    result_fingerprint,
-)
+from minipalm.train.stage import finish_stage, result_fingerprint
 
 # %% tags=["classroom"]
 from minipalm.course.check import check, progress
@@ -63,16 +57,14 @@ start_afresh(out, "07_sft", scale)
 
 # %%
 preset = get_preset(scale)
-tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-policy = load_result(PaLM(config), out, "06_palm", "policy", tokenizer)
-trunk = load_result(PaLM(trunk_config), out, "06_palm", "trunk", tokenizer)
+tokenizer = tokenizer_of(out)
+left = out, "06_palm", preset, tokenizer
+policy = fine_tuned(load_policy(*left), preset.machine)
+trunk = place(load_trunk(*left), preset.machine)
 
 # %%
 demos = read_demonstrations(demonstrations)
-check_prompt_lengths(demos, tokenizer, preset.max_prompt)
-check_response_lengths(demos, tokenizer, preset.max_response)
+demos = fitting(demos, tokenizer, preset.max_prompt, preset.max_response)
 for demo in demos[:3]:
     print(demo.prompt, "→", demo.response)
 
@@ -122,11 +114,7 @@ from minipalm.rlhf.sft import fill_rows
 
 # %%
 examples, tests = (
-    [
-        (prompt_ids(tokenizer, d.prompt), response_ids(tokenizer, d.response))
-        for d in part
-    ]
-    for part in hold_out(demos, 0.05, seed)
+    encode_examples(part, tokenizer) for part in hold_out(demos, 0.05, seed)
 )
 
 # %% [markdown]
@@ -164,11 +152,13 @@ interactive(view, row=(0, len(shown) - 1, 1, 0))
 from minipalm.rlhf.sft import pack_examples
 
 # %%
-packed = pack_examples(examples, preset.window)
+packed = packed_rows(
+    pack_examples, examples, preset.window, f"{out}/07_sft/rows"
+)
 heldout = pad_examples(tests[:256])
 few = examples[:24]
 padded = pad_examples(few)
-lengths = [len(prompt) + len(response) for prompt, response in examples]
+lengths = [len(asked) + len(said) for asked, said in examples[:20_000]]
 plot.lengths_histogram({"demonstrations": lengths}, limit=preset.window)
 
 # %%
@@ -209,7 +199,7 @@ from minipalm.rlhf.sft import sft_loss
 # **Predict.** The same demonstrations, once padded and once packed into rows
 # that hold two or three of them: by how much do the losses differ?
 
-# %%
+# %% tags=["classroom"]
 with torch.no_grad():
     one = sft_loss(policy, padded).item()
     two = sft_loss(policy, pack_examples(few, preset.window)).item()
@@ -284,11 +274,11 @@ curves = {
 plot.loss_curves(curves, "nats a response token")
 
 # %%
-with torch.no_grad():
-    heldout_loss = {
-        "policy": sft_loss(policy, heldout).item(),
-        "trunk": sft_loss(trunk, heldout).item(),
-    }
+asked = heldout.mask.sum(), preset.sft.micro_batch
+heldout_loss = {
+    name: mean_loss(sft_loss, model, heldout, *asked)
+    for name, model in {"policy": policy, "trunk": trunk}.items()
+}
 for name, loss in heldout_loss.items():
     print(
         f"{name}: {loss:.3f} nats a response token on demonstrations held out"
@@ -324,7 +314,7 @@ for prompt, text in zip(told.prompts, told.texts, strict=True):
 
 def short_run(rows, steps=60):
     """The policy of lesson 06, fine-tuned for a few steps."""
-    model = load_result(PaLM(config), out, "06_palm", "policy", tokenizer)
+    model = place(load_policy(*left), preset.machine)
     optim = replace(preset.sft, steps=steps)
     optimizer = adamw(model, optim.weight_decay)
     for step in range(1, steps + 1):

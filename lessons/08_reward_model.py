@@ -28,28 +28,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minipalm import plot
+from minipalm.clock import Clock
 from minipalm.config import RewardConfig, get_preset
 from minipalm.course import ROOT
+from minipalm.data.corpus import stored_pairs
 from minipalm.data.datasets import (
     check_prompt_lengths,
-    check_response_lengths,
+    fitting,
     hold_out,
     read_preferences,
     read_prompts,
 )
 from minipalm.data.files import fingerprint
 from minipalm.data.gold import bayes_accuracy
-from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.statistics import (
     Bin,
     expected_calibration_error,
     length_auc,
 )
 from minipalm.model.palm import PaLM, count_parameters
-from minipalm.rlhf.answers import answer
+from minipalm.model.place import place
+from minipalm.parallel import summed
+from minipalm.rlhf.answers import answer, score_answers
 from minipalm.rlhf.labeller import labelled_pairs
 from minipalm.rlhf.pairs import Pairs, encode_pairs
-from minipalm.rlhf.reward import check_pooling, score_pairs
+from minipalm.rlhf.reward import check_pooling, score_all, score_pairs
+from minipalm.train.networks import load_policy, load_trunk, tokenizer_of
 from minipalm.train.optim import (
     adamw,
     batch_rows,
@@ -57,12 +61,7 @@ from minipalm.train.optim import (
     optimizer_step,
 )
 from minipalm.train.run import Run, read_metrics, steps_left
-from minipalm.train.stage import (
-    finish_stage,
-    finished_stage,
-    load_result,
-    result_fingerprint,
-)
+from minipalm.train.stage import finish_stage, result_fingerprint
 
 # %% tags=["classroom"]
 from minipalm.course.check import check, progress
@@ -83,11 +82,10 @@ start_afresh(out, "08_reward_model", scale)
 
 # %%
 preset = get_preset(scale)
-tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-policy = load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
-trunk = load_result(PaLM(trunk_config), out, "07_sft", "trunk", tokenizer)
+tokenizer = tokenizer_of(out)
+left = out, "07_sft", preset, tokenizer
+policy = place(load_policy(*left), preset.machine, trained=False)
+trunk = load_trunk(*left)
 asked = read_prompts(prompts)
 check_prompt_lengths(asked, tokenizer, preset.max_prompt)
 sizes = {"max_prompt": preset.max_prompt, "max_response": preset.max_response}
@@ -115,11 +113,11 @@ sizes = {"max_prompt": preset.max_prompt, "max_response": preset.max_response}
 number = preset.reward.pairs, preset.reward.heldout_pairs
 bayes = None
 if preferences:
-    records = read_preferences(preferences)
-    check_prompt_lengths(records, tokenizer, preset.max_prompt)
-    check_response_lengths(records, tokenizer, preset.max_response)
+    records = fitting(read_preferences(preferences), tokenizer, **sizes)
     train, test = hold_out(records, 0.2, seed)
-    train_pairs = encode_pairs(train, tokenizer, **sizes)
+    train_pairs = stored_pairs(
+        train, tokenizer, **sizes, folder=f"{out}/08_reward_model/pairs"
+    )
     test_pairs = encode_pairs(test[: number[1]], tokenizer, **sizes)
 else:
     pairs, golds = labelled_pairs(
@@ -186,7 +184,8 @@ from minipalm.rlhf.reward import RewardModel
 # %%
 generator = torch.Generator().manual_seed(seed)
 reward_model = RewardModel(trunk, preset.reward.pooling, generator)
-share = count_parameters(trunk_config) / count_parameters(config)
+reward_model = place(reward_model, preset.machine)
+share = count_parameters(trunk.config) / count_parameters(policy.config)
 print(f"the reward model has {share:.0%} of the policy's parameters")
 print("pooling:", reward_model.pooling)
 
@@ -232,7 +231,7 @@ from minipalm.train.reward_model import train_reward_model
 run = Run(
     f"{out}/08_reward_model/training",
     seed=seed,
-    model=asdict(trunk_config),
+    model=asdict(trunk.config),
     reward=asdict(preset.reward),
     tokenizer=tokenizer.fingerprint,
     data=fingerprint(preferences or prompts),
@@ -281,8 +280,8 @@ from minipalm.evaluate.statistics import reliability
 # the accuracy of a judge who knows nothing but the two lengths.
 
 # %%
-with torch.no_grad():
-    chosen, rejected = score_pairs(reward_model, test_pairs)
+parts = preset.reward.optim.micro_batch
+chosen, rejected = score_all(reward_model, test_pairs, parts)
 result = {
     "accuracy": accuracy(chosen, rejected),
     "bayes": bayes,
@@ -401,9 +400,7 @@ def fresh_scores() -> Tensor:
     rows = torch.randint(len(asked), (1024,), generator=generator)
     drawn = [asked[row].prompt for row in rows]
     fresh = answer(policy, tokenizer, drawn, generator=generator, **sizes)
-    with torch.no_grad():
-        parts = [reward_model(*some) for some in fresh.token_batches(256)]
-    return torch.cat(parts)
+    return score_answers(reward_model, fresh)
 
 
 reward_model.fit_scale(fresh_scores())
@@ -420,7 +417,9 @@ plot.score_scale(fresh_scores())
 with torch.no_grad():
     ids = torch.cat([test_pairs.prompts, test_pairs.chosen], dim=1)
     seen = torch.cat([test_pairs.prompt_mask, test_pairs.chosen_mask], dim=1)
-    states = trunk.hidden(ids, seen.long(), last=preset.max_response)
+    states = reward_model.trunk.hidden(
+        ids, seen.long(), last=preset.max_response
+    )
     columns = reward_model.head(states)[..., 0]
 row = int((test_pairs.chosen_mask.sum(1) - 13).abs().argmin())
 names = tokenizer.decode(test_pairs.chosen[row].tolist()).split()
@@ -432,7 +431,9 @@ where_it_reads(words, columns[row], kept)
 with torch.no_grad():
     ids = torch.cat([test_pairs.prompts, test_pairs.rejected], dim=1)
     seen = torch.cat([test_pairs.prompt_mask, test_pairs.rejected_mask], dim=1)
-    states = trunk.hidden(ids, seen.long(), last=preset.max_response)
+    states = reward_model.trunk.hidden(
+        ids, seen.long(), last=preset.max_response
+    )
     others = reward_model.head(states)[..., 0]
 tokens = test_pairs.chosen_mask, test_pairs.rejected_mask
 ways = {"last column": [x[:, -1] for x in (columns, others)]}
@@ -467,9 +468,9 @@ for way, (one, two) in ways.items():
 # %% tags=["classroom"]
 def train_long(few: Pairs, steps: int, every: int) -> list[list[float]]:
     """Epochs; accuracy and loss on these pairs, and on the held-out ones."""
-    start = load_result(PaLM(trunk_config), out, "07_sft", "trunk", tokenizer)
     own = torch.Generator().manual_seed(seed)
-    model = RewardModel(start, preset.reward.pooling, own)
+    model = RewardModel(load_trunk(*left), preset.reward.pooling, own)
+    model = place(model, preset.machine)
     optim = replace(preset.reward.optim, steps=steps)
     optimizer, rows = adamw(model, 0.0, optim.betas), []
     for step in range(1, steps + 1):
@@ -522,8 +523,8 @@ finish_stage(
     tokenizer,
     scale=scale,
     seed=seed,
-    parameters=count_parameters(trunk_config) + trunk_config.dim + 1,
-    policy_parameters=count_parameters(config),
+    parameters=count_parameters(trunk.config) + trunk.config.dim + 1,
+    policy_parameters=count_parameters(policy.config),
     **result,
 )
 

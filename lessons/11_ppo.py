@@ -27,14 +27,16 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from minipalm import plot
+from minipalm.clock import Clock
 from minipalm.config import PPOConfig, get_preset
 from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.datasets import check_prompt_lengths, read_prompts
 from minipalm.data.files import fingerprint
-from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.judge import gold_of
 from minipalm.model.palm import PaLM
+from minipalm.model.place import fine_tuned, place
+from minipalm.parallel import ranks, share, summed
 from minipalm.rlhf.answers import answer, answers_of
 from minipalm.rlhf.kl import KLController, k3
 from minipalm.rlhf.logprobs import (
@@ -46,15 +48,16 @@ from minipalm.rlhf.logprobs import (
 from minipalm.rlhf.ppo import PPOStats, Total, mean_stats
 from minipalm.rlhf.reward import RewardModel, check_pooling, scalar_head
 from minipalm.rlhf.rollout import Reward, Rollout, collect
+from minipalm.rlhf.sampling import Sampler
+from minipalm.train.networks import (
+    load_policy,
+    load_reward_model,
+    tokenizer_of,
+)
 from minipalm.train.optim import adamw, lr_scale, set_lr
 from minipalm.train.ppo import rollout_metrics
 from minipalm.train.run import Run, read_metrics, steps_left
-from minipalm.train.stage import (
-    finish_stage,
-    finished_stage,
-    load_result,
-    result_fingerprint,
-)
+from minipalm.train.stage import finish_stage, result_fingerprint
 
 # %% tags=["classroom"]
 from minipalm.course.check import check, progress
@@ -74,19 +77,11 @@ start_afresh(out, "11_ppo", scale)
 
 # %%
 preset = get_preset(scale)
-tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-reference = load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
-reward_model = load_result(
-    RewardModel(PaLM(trunk_config), preset.reward.pooling),
-    out,
-    "08_reward_model",
-    "reward_model",
-    tokenizer,
-)
-reference.requires_grad_(False)
-reward_model.requires_grad_(False)
+tokenizer = tokenizer_of(out)
+sft = load_policy(out, "07_sft", preset, tokenizer)
+scorer = load_reward_model(out, preset, tokenizer)
+reference = place(sft, preset.machine, trained=False)
+reward_model = place(scorer, preset.machine, trained=False)
 
 # %%
 records = read_prompts(prompts)
@@ -185,7 +180,7 @@ from minipalm.rlhf.critic import Critic
 # %% tags=["exercise"]
 from minipalm.rlhf.critic import critic_from_reward_model
 
-# %%
+# %% tags=["classroom"]
 critic = critic_from_reward_model(reward_model).requires_grad_(True)
 rollout = collect(
     reference,
@@ -234,7 +229,7 @@ from minipalm.rlhf.ppo import ppo_update
 # many tokens are clipped there? And when the same answers are used again and
 # again?
 
-# %%
+# %% tags=["classroom"]
 for epochs in (1, 2, 4, 8):
     policy = copy.deepcopy(reference).requires_grad_(True)
     learner = critic_from_reward_model(reward_model).requires_grad_(True)
@@ -287,8 +282,8 @@ def run_of(name: str, kl_coef: float) -> Run:
         f"{out}/11_ppo/{name}",
         seed=seed,
         kl_coef=kl_coef,
-        policy=asdict(config),
-        critic=asdict(trunk_config),
+        policy=asdict(reference.config),
+        critic=asdict(reward_model.trunk.config),
         ppo=asdict(preset.ppo),
         tokenizer=tokenizer.fingerprint,
         prompts=fingerprint(prompts),
@@ -328,8 +323,8 @@ def gold_metric(rollout: Rollout) -> dict[str, float]:
 policies = {}
 for kl_coef in preset.ppo.kl_coefs:
     name = f"beta-{kl_coef:g}"
-    policies[name] = copy.deepcopy(reference).requires_grad_(True)
-    critic = critic_from_reward_model(reward_model).requires_grad_(True)
+    policies[name] = fine_tuned(sft, preset.machine, reference)
+    critic = place(critic_from_reward_model(scorer), preset.machine)
     train_ppo(
         policies[name],
         reference,
@@ -353,6 +348,7 @@ finish_stage(
     "11_ppo",
     policies,
     tokenizer,
+    start="07_sft",
     scale=scale,
     seed=seed,
     kl_coefs=list(preset.ppo.kl_coefs),

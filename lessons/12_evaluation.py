@@ -21,7 +21,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -34,7 +33,6 @@ from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.data.datasets import check_prompt_lengths, read_prompts
 from minipalm.data.files import write_text
-from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.judge import judge
 from minipalm.evaluate.statistics import (
     Interval,
@@ -42,15 +40,15 @@ from minipalm.evaluate.statistics import (
     over_optimisation,
 )
 from minipalm.model.palm import PaLM
+from minipalm.model.place import place
 from minipalm.rlhf.answers import answer
-from minipalm.rlhf.reward import RewardModel
-from minipalm.train.run import read_metrics
-from minipalm.train.stage import (
-    finish_stage,
-    finished_stage,
-    load_result,
-    stage_summary,
+from minipalm.train.networks import (
+    load_policy,
+    load_reward_model,
+    tokenizer_of,
 )
+from minipalm.train.run import read_metrics
+from minipalm.train.stage import finish_stage, stage_summary
 
 # %% tags=["classroom"]
 from random import Random
@@ -85,24 +83,19 @@ start_afresh(out, "12_evaluation", scale)
 
 # %%
 preset = get_preset(scale)
-tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-reward_model = load_result(
-    RewardModel(PaLM(trunk_config), preset.reward.pooling),
-    out,
-    "08_reward_model",
-    "reward_model",
-    tokenizer,
-)
+tokenizer = tokenizer_of(out)
+reward_model = load_reward_model(out, preset, tokenizer)
+reward_model = place(reward_model, preset.machine, trained=False)
 names = [
     f"beta-{kl_coef:g}" for kl_coef in stage_summary(out, "11_ppo")["kl_coefs"]
 ]
-policies = {
-    "sft": load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
-}
+saved = {"sft": load_policy(out, "07_sft", preset, tokenizer)}
 for name in names:
-    policies[name] = load_result(PaLM(config), out, "11_ppo", name, tokenizer)
+    saved[name] = load_policy(out, "11_ppo", preset, tokenizer, name)
+policies = {
+    name: place(policy, preset.machine, trained=False)
+    for name, policy in saved.items()
+}
 
 # %% [markdown]
 # ## Ask everybody the same
@@ -123,6 +116,7 @@ for split, path in {"seen": prompts, "heldout": heldout}.items():
     splits[split] = [record.prompt for record in records]
 
 judged = {}
+at_a_time = preset.ppo.micro_batch or 256
 for split, texts in splits.items():
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(
@@ -138,7 +132,7 @@ for split, texts in splits.items():
             generator=generator,
         )
         judged[split, name] = judge(
-            answers, policy, policies["sft"], reward_model
+            answers, policy, policies["sft"], reward_model, at_a_time
         )
 
 # %% [markdown]

@@ -56,8 +56,9 @@ def place(
     trunk = getattr(model, "trunk", model)
     dtype = TYPES[weights if trained else machine.compute]
     kept: dict[int, Any] = {}
-    for one in trunk.parameters():
-        moved = one.detach().to(device, dtype, copy=True)
+    for name, one in trunk.named_parameters():
+        kind = torch.float32 if ".lora_" in name else dtype
+        moved = one.detach().to(device, kind, copy=True)
         kept[id(one)] = nn.Parameter(moved, requires_grad=trained)
     for one in chain(model.parameters(), model.buffers()):  # a head stays float32
         if id(one) not in kept:
@@ -203,6 +204,11 @@ def in_one_piece(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
     """A weight, put together if it is sharded."""
     weight = weight.to(dtype or weight.dtype)
     return weight.full_tensor() if is_sharded(weight) else weight
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether it is a policy of `with_adapters`."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
 
 
 def is_sharded(weight: Any) -> bool:

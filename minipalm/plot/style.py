@@ -11,6 +11,8 @@ from matplotlib.figure import Figure as BaseFigure
 from PIL import Image
 from torch import Tensor
 
+from minipalm.parallel import is_first
+
 Row = Mapping[str, Any]  # a line of metrics.jsonl, or a policy in evaluation.json
 Numbers = Sequence[float | int] | Tensor  # one-dimensional
 
@@ -37,7 +39,9 @@ class Figure(BaseFigure):
     pyplot does not know it, so nothing has to be closed and nothing is shown twice.
     """
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]] | None:
+        if not is_first():  # of torchrun's processes one shows pictures
+            return None
         return self.png(), {"width": round(100 * WIDTH)}  # pixels on the page
 
     def png(self, dpi: int = 160) -> bytes:

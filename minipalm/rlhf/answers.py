@@ -1,15 +1,16 @@
 """Ask a policy many prompts, and keep its answers as tokens and as texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.tokenizer import Tokenizer
 from minipalm.model.palm import PaLM
+from minipalm.parallel import row_by_row
 from minipalm.rlhf.sampling import Sampler
 
 Tokens = tuple[
@@ -40,6 +41,18 @@ class Answers:
         """The tokens of `size` answers at a time."""
         prompts, prompt_mask, responses, mask = (x.split(size) for x in self.tokens)
         yield from zip(prompts, prompt_mask, responses, mask)
+
+
+def score_answers(
+    reward: Callable[..., Tensor], answers: Answers, size: int = 256
+) -> Float[Tensor, "N"]:
+    """The reward of each answer, `size` at a time, without a gradient.
+
+    Each process scores its share, and all get all scores.
+    """
+    return row_by_row(
+        lambda rows: reward(*(x[rows] for x in answers.tokens)), len(answers), size
+    )
 
 
 def answers_of(tokens: Tokens, tokenizer: Tokenizer) -> Answers:

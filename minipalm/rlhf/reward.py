@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minipalm.model.palm import PaLM
+from minipalm.model.place import machine_of
 from minipalm.parallel import row_by_row
 from minipalm.rlhf.pairs import Pairs
 
@@ -193,6 +194,8 @@ def score_pairs(
     prompts, prompt_mask = pairs.prompts.repeat(2, 1), pairs.prompt_mask.repeat(2, 1)
     answers = torch.cat([pairs.chosen, pairs.rejected])
     mask = torch.cat([pairs.chosen_mask, pairs.rejected_mask])
+    if machine_of(model).compile:  # for one width
+        groups = 0
     if groups == 0:
         chosen, rejected = model(prompts, prompt_mask, answers, mask).chunk(2)
         return chosen, rejected
@@ -204,18 +207,6 @@ def score_pairs(
         scores.append(model(*asked, answers[rows, :T], mask[rows, :T]))
     chosen, rejected = torch.cat(scores)[order.argsort()].chunk(2)
     return chosen, rejected
-
-
-def score_tokens(
-    model: RewardModel, tokens: tuple[Tensor, ...], size: int = 256
-) -> Float[Tensor, "N"]:
-    """Scores of any number of answers, `size` at a time, without a gradient.
-
-    Each process scores its share, and all get all scores.
-    """
-    return row_by_row(
-        lambda rows: model(*(x[rows] for x in tokens)), len(tokens[0]), size
-    )
 
 
 def score_all(

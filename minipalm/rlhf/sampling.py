@@ -11,7 +11,7 @@ from minipalm.model.decoder import Decoder
 from minipalm.model.generate import Sampled, generate
 from minipalm.model.lora import merged
 from minipalm.model.palm import PaLM
-from minipalm.model.place import machine_of, whole
+from minipalm.model.place import has_adapters, machine_of, whole
 from minipalm.parallel import gather_rows, ranks, share
 
 
@@ -82,7 +82,7 @@ class Sampler:
         if kept is None or any(a < b for a, b in zip(self.size, size)):
             del kept  # its memory, before the new one's
             kept, self.size = Decoder(whole(self.policy), *size), size
-        elif not machine_of(self.policy).lora_rank:  # which has `merged` just now
+        elif not has_adapters(self.policy):  # these have just been merged in place
             kept.refresh(self.policy)
         self.decoder = kept
         return kept

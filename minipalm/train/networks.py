@@ -6,10 +6,21 @@ from pathlib import Path
 import torch
 
 from minipalm.config import Preset
-from minipalm.data.tokenizer import Tokenizer
+from minipalm.data.tokenizer import Tokenizer, load_tokenizer
+from minipalm.model.lora import with_adapters
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.reward import RewardModel
-from minipalm.train.stage import load_result
+from minipalm.train.checkpoint import read_state
+from minipalm.train.stage import finished_stage, load_result
+
+
+def tokenizer_of(out: Path | str) -> Tokenizer:
+    """The tokenizer of all stages, which 06_palm has trained.
+
+    Raises:
+        StageError: the stage has not run to its end.
+    """
+    return load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
 
 
 def load_policy(
@@ -29,8 +40,14 @@ def load_policy(
         CheckpointError: the weights do not fit, or came from another tokenizer.
     """
     config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-    with torch.device("meta"):  # no weights yet
-        model = PaLM(config)
+    state = read_state(finished_stage(out, stage) / "result")
+    adapters = state.get("adapters", {}).get(name)
+    if adapters:
+        start = load_policy(out, adapters["start"], preset, tokenizer)
+        model = with_adapters(start, adapters["rank"])
+    else:
+        with torch.device("meta"):  # no weights yet
+            model = PaLM(config)
     return load_result(model, out, stage, name, tokenizer)
 
 

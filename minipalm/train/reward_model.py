@@ -2,7 +2,6 @@
 
 from minipalm.clock import Clock
 from minipalm.config import RewardConfig
-from minipalm.model.place import machine_of
 from minipalm.parallel import summed
 from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel, pairwise_loss, score_pairs
@@ -37,7 +36,6 @@ def train_reward_model(
     optim = config.optim
     optimizer, clock = adamw(model, optim.weight_decay, optim.betas), Clock(model)
     device = model.trunk.embedding.weight.device
-    groups = 0 if machine_of(model).compile else 4  # compiled for a single width
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
     for step, bar in steps_left(start, optim.steps, run.name):
@@ -46,7 +44,7 @@ def train_reward_model(
         for part in micro_batches(chosen_rows, optim.micro_batch):
             share = len(part) / len(chosen_rows)
             some = pairs[part].to(device)
-            chosen, rejected = score_pairs(model, some, groups)
+            chosen, rejected = score_pairs(model, some)
             partial = share * pairwise_loss(chosen, rejected, config.margin)
             partial.backward()
             loss += partial.item()
