@@ -409,7 +409,8 @@ print(
 # ## Is it true?
 #
 # A plan is a claim. Each dot is a setting that was run on a GPU; grey ones
-# have set the planner's constants, the black ones are its test.
+# have set the planner's constants, the black ones are its test. The same as a
+# page: [what the pipeline costs](../docs/planner.md).
 
 # %%
 results = read_results()
@@ -429,6 +430,8 @@ print(comparison(results))
 #   figures; the others' stand beside it, for when one fails;
 # - `metrics.jsonl`, a line a step, while it goes: `tail -f` is enough;
 # - `python -m minipalm.report RUN`, the whole as a page, at any time.
+#
+# [Full size](../docs/full_size.md) says how to start one and how to resume it.
 
 # %%
 run = finished_stage(out, "11_ppo")
