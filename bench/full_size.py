@@ -1,13 +1,14 @@
 """Speed at full size, on one GPU or two, beside ceilings of the same run.
 
     python -m bench.full_size                         every part for one GPU
-    python -m bench.full_size --parts ceilings decode some
+    python -m bench.full_size --parts training        some, or one by its name
     torchrun --nproc-per-node 2 -m bench.full_size --parts two_gpus
     python -m bench.full_size --tiny                  the same ways, on a processor
     python -m bench.full_size --show                  the table of earlier runs
+    python -m bench.full_size --merge a.json b.json   add the parts of others
 
 A part that fails is reported, and the others go on. Numbers are kept in
-data/results/full_size.json, part by part.
+data/results/full_size.json, part by part, each with the ceilings of its own process.
 """
 
 import argparse
@@ -39,27 +40,28 @@ from minipalm.parallel import is_first, ranks
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "full_size.json"
 
 Part = Callable[[Sizes], Numbers]
-ONE_GPU: dict[str, Part] = {
-    "ceilings": ceilings,
-    "train_bf16": training.train_bf16,
-    "train_fp32": training.train_fp32,
-    "train_lora": training.train_lora,
-    "train_ours_short": training.train_ours_short,
-    "train_palm_rlhf": training.train_palm_rlhf,
-    "train_llama": training.train_llama,
-    "decode": sampling.decode,
-    "decode_llama": sampling.decode_llama,
-    "decode_palm_rlhf": sampling.decode_palm_rlhf,
-    "ppo_lora": ppo.ppo_lora,
-    "train_recomputed": training.train_recomputed,
-    "ceilings_again": ceilings,
+GROUPS: dict[str, dict[str, Part]] = {
+    "training": {
+        "train_lora": training.train_lora,
+        "train_bf16": training.train_bf16,
+        "train_fp32": training.train_fp32,
+        "train_ours_short": training.train_ours_short,
+        "train_palm_rlhf": training.train_palm_rlhf,
+        "train_llama": training.train_llama,
+        "train_recomputed": training.train_recomputed,
+    },
+    "sampling": {
+        "decode": sampling.decode,
+        "ppo_lora": ppo.ppo_lora,
+        "decode_palm_rlhf": sampling.decode_palm_rlhf,
+        "decode_llama": sampling.decode_llama,
+    },
+    "two_gpus": {
+        "two_train": training.train_two_gpus,
+        "two_ppo": ppo.ppo_full,
+    },
 }
-TWO_GPUS: dict[str, Part] = {
-    "two_ceilings": ceilings,
-    "two_train": training.train_two_gpus,
-    "two_ppo": ppo.ppo_full,
-}
-PARTS = ONE_GPU | TWO_GPUS
+PARTS = {name: part for group in GROUPS.values() for name, part in group.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -72,13 +74,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measure(name: str, sizes: Sizes) -> dict[str, Any]:
+def measure(name: str, part: Part, sizes: Sizes) -> dict[str, Any]:
     """One part; an error is its result."""
     log(name)
     clear()
     start = time.perf_counter()
     try:
-        found: dict[str, Any] = {**PARTS[name](sizes)}
+        found: dict[str, Any] = {**part(sizes)}
     except Exception as error:
         traceback.print_exc()
         found = {"error": f"{type(error).__name__}: {error}"[:500]}
@@ -91,39 +93,62 @@ def kept(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
+def keep(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def chosen(names: list[str]) -> dict[str, Part]:
+    """Parts by the names of groups and their own."""
+    found: dict[str, Part] = {}
+    for name in names:
+        found |= GROUPS.get(name) or {name: PARTS[name]}
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "two_gpus"])
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=[*GROUPS, *PARTS],
+        default=["training", "sampling"],
+    )
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--merge", nargs="+", type=Path, default=[])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--budget", type=float, default=1e9, help="seconds in all")
     args = parser.parse_args(argv)
     results = kept(args.results)
-    if args.show:
+    for path in args.merge:
+        results |= kept(path)
+        keep(results, args.results)
+    if args.show or args.merge:
         print(table(results))
         return 0
-    names = args.parts or list(ONE_GPU)
-    if names == ["two_gpus"]:
-        names = list(TWO_GPUS)
     sizes = tiny_sizes() if args.tiny else full_sizes()
     ranks()
     begin = time.perf_counter()
-    failed = False
-    for name in names:
+    limits = measure("ceilings", ceilings, sizes)
+    for name, part in chosen(args.parts).items():
         if time.perf_counter() - begin > args.budget:
             log(f"no time left for {name}")
             continue
-        found = measure(name, sizes)
-        failed |= "error" in found
+        found = {**measure(name, part, sizes), "limits": limits}
         if is_first():
             log(f"{name}: {json.dumps(found)}")
             results[name] = found
-            args.results.parent.mkdir(parents=True, exist_ok=True)
-            args.results.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+            keep(results, args.results)
+    again = measure("ceilings again", ceilings, sizes)
     if is_first():
+        log(f"ceilings: {json.dumps(limits)}, at the end {json.dumps(again)}")
+        for name in chosen(args.parts):
+            if name in results:
+                results[name]["limits_at_the_end"] = again
+        keep(results, args.results)
         print(table(results))
-    return int(failed)
+    return int(any("error" in results.get(name, {}) for name in chosen(args.parts)))
 
 
 if __name__ == "__main__":

@@ -12,24 +12,23 @@ def policy_weights() -> float:
     return float(count_parameters(full_sizes().policy))
 
 
-def step_floor_ms(rows: int, results: Results) -> float:
+def step_floor_ms(rows: float, limits: Results) -> float:
     """A decode step: read every weight once, or multiply with it, what takes longer."""
-    limits = results["ceilings"]
     read = 2 * policy_weights() / (limits["copy_gbs"] * 1e9)
     multiply = 2 * policy_weights() * rows / (limits["sustained_tflops"] * 1e12)
     return 1e3 * max(read, multiply)
 
 
-def phase_floors(results: Results, lora: bool, limits: str = "ceilings") -> Results:
+def phase_floors(limits: Results, lora: bool) -> Results:
     """Seconds of each phase of a PPO iteration on one GPU at the sustained rate."""
     sizes = full_sizes()
     preset = sizes.preset
     rows, P, T = preset.ppo.batch_size, preset.max_prompt, preset.max_response
-    rate = results[limits]["sustained_tflops"] * 1e12
+    rate = limits["sustained_tflops"] * 1e12
     policy = 2 * policy_weights() / rate  # seconds a token, forward
     trunk = 2 * count_parameters(sizes.trunk) / rate
     tokens = rows * (P + T)
-    rollout = rows * P * policy + (T - 1) * step_floor_ms(rows, results) / 1e3
+    rollout = rows * P * policy + (T - 1) * step_floor_ms(rows, limits) / 1e3
     return {
         "rollout": rollout,
         "logprobs": tokens * policy,
@@ -52,7 +51,7 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
             return
 
     def share(part: str, key: str = "tflops") -> Any:
-        return lambda: results[part][key] / results["ceilings"]["sustained_tflops"]
+        return lambda: results[part][key] / results[part]["limits"]["sustained_tflops"]
 
     ours, r = "tokens_per_second", results
     add(
@@ -80,7 +79,9 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
     for rows, goal in (1, 0.78), (64, 0.72):
         add(
             f"decode step, {rows} rows: floor / measured",
-            lambda rows=rows: step_floor_ms(rows, r) / r["decode"][f"step_ms_{rows}"],
+            lambda n=rows: (
+                step_floor_ms(n, r["decode"]["limits"]) / r["decode"][f"step_ms_{n}"]
+            ),
             ">=",
             goal,
         )
@@ -108,14 +109,20 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
         )
     add(
         "PPO, adapters, one GPU: time / floors",
-        lambda: r["ppo_lora"]["seconds"] / sum(phase_floors(r, True).values()),
+        lambda: (
+            r["ppo_lora"]["seconds"]
+            / sum(phase_floors(r["ppo_lora"]["limits"], True).values())
+        ),
         "<=",
         1.20,
     )
     add("    memory", lambda: r["ppo_lora"]["peak_gib"], "<=", 60, "GiB")
     add(
         "PPO, all weights, two GPUs: time / half of the floors",
-        lambda: r["two_ppo"]["seconds"] / (sum(phase_floors(r, False).values()) / 2),
+        lambda: (
+            r["two_ppo"]["seconds"]
+            / (sum(phase_floors(r["two_ppo"]["limits"], False).values()) / 2)
+        ),
         "<=",
         1.6,
     )
@@ -134,10 +141,10 @@ def table(results: Results) -> str:
             f"  {'yes' if met else 'NO'} {unit}"
         )
     for part, lora in ("ppo_lora", True), ("two_ppo", False):
-        if "seconds" in results.get(part, {}) and "ceilings" in results:
+        if "seconds" in results.get(part, {}):
             lines += ["", f"{part}: seconds of each phase, and its floor"]
             gpus = results[part]["gpus"]
-            for phase, floor in phase_floors(results, lora).items():
+            for phase, floor in phase_floors(results[part]["limits"], lora).items():
                 took = results[part].get(f"seconds/{phase}", 0.0)
                 lines.append(f"    {phase:12}{took:8.2f}{floor / gpus:8.2f}")
     for part, numbers in results.items():

@@ -5,6 +5,7 @@ matrix that has to be read. In a parallel block neither needs the other, so a GP
 both at once, each on a stream of its own, and attention costs next to nothing.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,9 +101,26 @@ def attend(
     keys.index_copy_(2, columns, k)
     values.index_copy_(2, columns, v)
     if h.shape[1] == 1:
-        k, v = keys, values
-    heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
+        heads = of_one_token(q, keys, values, mask)
+    else:
+        heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
     return F.linear(heads, w_attention)
+
+
+def of_one_token(
+    q: Float[Tensor, "B H 1 K"],
+    keys: Float[Tensor, "B G C K"],
+    values: Float[Tensor, "B G C K"],
+    mask: Bool[Tensor, "B 1 C"],
+) -> Float[Tensor, "B 1 HK"]:
+    """`attention` of the newest tokens: heads with the same keys are rows of a matrix.
+
+    So few scores fit anywhere, and two products are faster than a kernel with tiles.
+    """
+    rows = rearrange(q, "B (G heads) 1 K -> B G heads K", G=keys.shape[1])
+    scores = rows @ keys.mT / math.sqrt(q.shape[-1])
+    weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1)
+    return rearrange(weights @ values, "B G heads K -> B 1 (G heads K)")
 
 
 def feed(
