@@ -336,13 +336,14 @@ FULL = Preset(
     ),
     eval_samples=512,
     machine=MachineConfig(
-        device="auto", compute="bfloat16", compile=True, decoder=True
+        device="auto", compute="bfloat16", compile=True, recompute=True, decoder=True
     ),
 )
 
 # One GPU of 80 GB: pretraining in bfloat16, then adapters on a frozen policy.
 FULL_LORA = replace(
-    FULL, machine=replace(FULL.machine, lora_rank=16, weights="bfloat16")
+    FULL,
+    machine=replace(FULL.machine, recompute=False, lora_rank=16, weights="bfloat16"),
 )
 
 PRESETS = {
@@ -396,5 +397,5 @@ def shortened(preset: Preset, steps: int) -> Preset:
         ),
         ppo=replace(preset.ppo, iterations=steps),
         eval_samples=min(preset.eval_samples, 256),
-        checkpoint_every=2,
+        checkpoint_every=20,
     )

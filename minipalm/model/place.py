@@ -65,7 +65,9 @@ def place(
             moved = one.detach().to(device, copy=True)
             is_weight = isinstance(one, nn.Parameter)
             kept[id(one)] = nn.Parameter(moved, trained) if is_weight else moved
-    return laid_out(copy.deepcopy(model, kept), machine)
+    placed = copy.deepcopy(model, kept)
+    kept.clear()  # else whole weights would stay while they are cut into parts
+    return laid_out(placed, machine)
 
 
 def fine_tuned(

@@ -46,13 +46,13 @@ class Answers:
 def score_answers(
     reward: Callable[..., Tensor], answers: Answers, size: int = 256
 ) -> Float[Tensor, "N"]:
-    """The reward of each answer, `size` at a time, without a gradient.
+    """The reward of each answer, `size` at a time, without a gradient, on the CPU.
 
     Each process scores its share, and all get all scores.
     """
     return row_by_row(
         lambda rows: reward(*(x[rows] for x in answers.tokens)), len(answers), size
-    )
+    ).cpu()
 
 
 def answers_of(tokens: Tokens, tokenizer: Tokenizer) -> Answers:
