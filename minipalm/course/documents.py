@@ -32,6 +32,7 @@ BUILDS = {  # what the reader of the README wants to know of a lesson
     "10": "advantages, whitening",
     "11": "shaped policy and value losses, the update, the loop",
     "12": "intervals, power, length control, diversity, pass@k, benchmarks",
+    "13": "two laws, a rule that stops in time, ensembles, length bias and its removal",
     "14": "tests that refuse bugs and pass what is right; a diagnosis from curves",
     "15": "importance weights, DPO, RLOO and GRPO, best of n, all methods compared",
     "16": "operations, bytes, the wire, floors of sampling, rounding, the bill",
