@@ -336,14 +336,14 @@ FULL = Preset(
     ),
     eval_samples=512,
     machine=MachineConfig(
-        device="auto", compute="bfloat16", compile=True, recompute=True, decoder=True
+        device="auto", compute="bfloat16", compile=True, decoder=True
     ),
 )
 
 # One GPU of 80 GB: pretraining in bfloat16, then adapters on a frozen policy.
 FULL_LORA = replace(
     FULL,
-    machine=replace(FULL.machine, recompute=False, lora_rank=16, weights="bfloat16"),
+    machine=replace(FULL.machine, lora_rank=16, weights="bfloat16"),
 )
 
 PRESETS = {
