@@ -13,8 +13,15 @@ from typing import NoReturn
 
 import torch
 
-from minipalm.config import OptimConfig, PaLMConfig, PPOConfig, RewardConfig
+from minipalm.config import (
+    MachineConfig,
+    OptimConfig,
+    PaLMConfig,
+    PPOConfig,
+    RewardConfig,
+)
 from minipalm.model.palm import PaLM
+from minipalm.model.place import place
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel
@@ -68,18 +75,23 @@ def network(init):
     return PaLM(NET, torch.Generator().manual_seed(init))
 
 
-def language_model(folder, stop=None, every=2, init=0, config=OPTIM):
-    model = network(init)
+def lying(model, placed, trained=True):
+    """The network as it is, or laid out over the processes that there are."""
+    return place(model, MachineConfig(), trained) if placed else model
+
+
+def language_model(folder, stop=None, every=2, init=0, config=OPTIM, placed=False):
+    model = lying(network(init), placed)
     train_language_model(model, draw(90), 10, config, begin(folder, stop), 3, every)
     return {"model": model}
 
 
-def sft(folder, stop=None, every=2, init=0, config=OPTIM):
+def sft(folder, stop=None, every=2, init=0, config=OPTIM, placed=False):
     examples = [
         (row[: 2 + n % 3].tolist(), [*row[5 : 7 + n % 4].tolist(), EOS])
         for n, row in enumerate(draw(20, 10))
     ]
-    model = network(init)
+    model = lying(network(init), placed)
     rows = pack_examples(examples, 16)
     train_sft(model, rows, config, begin(folder, stop), 3, every)
     return {"model": model}
@@ -95,9 +107,9 @@ def pairs(n=10):
     return Pairs(prompts, prompt_mask, chosen, mask, rejected, mask.flip(0))
 
 
-def reward_model(folder, stop=None, every=2, init=0, config=OPTIM):
+def reward_model(folder, stop=None, every=2, init=0, config=OPTIM, placed=False):
     generator = torch.Generator().manual_seed(init)
-    model = RewardModel(PaLM(NET, generator), "last", generator)
+    model = lying(RewardModel(PaLM(NET, generator), "last", generator), placed)
     config = RewardConfig(config, pairs=10, heldout_pairs=0)
     train_reward_model(model, pairs(), config, begin(folder, stop), 3, every)
     return {"model": model}
@@ -116,12 +128,14 @@ def ppo(
     config=PPO,
     reward=share_of_fives,
     kl_coef=0.1,
+    placed=False,
     **more,
 ):
-    policy, reference = network(init), network(0)
+    policy = lying(network(init), placed)
+    reference = lying(network(0), placed, trained=False)
     with torch.random.fork_rng():
         torch.manual_seed(init)
-        critic = Critic(network(init + 1), "last")
+        critic = lying(Critic(network(init + 1), "last"), placed)
     prompts = draw(9, 3)
     train_ppo(
         policy,

@@ -1,0 +1,115 @@
+"""What torchrun starts in tests/train/test_parallel.py: two_ranks.py FOLDER OTHER.
+
+Trains each world of worlds.py in FOLDER, stops and resumes it there, and resumes what
+is in OTHER, which another number of processes may have left. Rank 0 writes
+FOLDER/told.json; that all processes have the same to tell is asserted here.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from worlds import OPTIM, PPO, WORLDS, Stopped, draw, network, quiet
+
+from minipalm.config import MachineConfig
+from minipalm.model.generate import generate
+from minipalm.model.place import in_one_piece, place, whole
+from minipalm.parallel import barrier, check_same, is_first, ranks, row_by_row, summed
+from minipalm.rlhf.sampling import Sampler
+from minipalm.train.heldout import mean_loss
+from minipalm.train.language_model import next_token_loss
+from minipalm.train.run import read_metrics
+
+CONFIGS = {name: replace(OPTIM, steps=4, micro_batch=2) for name in WORLDS}
+CONFIGS["ppo"] = replace(PPO, iterations=4, reuse_logprobs=False, micro_batch=2)
+
+
+def weights(modules):
+    """All weights in one piece, by name."""
+    return {
+        f"{name}/{key}": in_one_piece(tensor).tolist()
+        for name, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
+
+
+def begin(folder: Path) -> None:
+    """Runs that are cut short in step 3, after the checkpoint of step 2."""
+    for name, world in WORLDS.items():
+        try:
+            world(folder / name, stop=3, config=CONFIGS[name], placed=True)
+        except Stopped:
+            barrier()
+
+
+def finish(folder: Path) -> dict:
+    """The same runs to the end, resumed or begun."""
+    return {
+        name: {
+            "weights": weights(world(folder / name, config=CONFIGS[name], placed=True)),
+            "metrics": read_metrics(folder / name),
+        }
+        for name, world in WORLDS.items()
+    }
+
+
+def passes() -> dict:
+    """Passes without training, whose rows no number of processes divides."""
+    policy, rows = network(0), draw(7, 6)
+    prompts, mask = rows[:, :3], torch.ones(7, 3, dtype=torch.bool)
+    how = {"max_new_tokens": 5, "eos_id": 2}
+    told = {}
+    for name, decoder in (("generate", False), ("decoder", True)):
+        placed = place(policy, MachineConfig(decoder=decoder))
+        generator = torch.Generator().manual_seed(4)
+        said = Sampler(placed)(placed, prompts, mask, **how, generator=generator)
+        told[name] = [said.responses.tolist(), said.mask.tolist()]
+        told[name] += [said.logprobs.tolist()]
+    generator = torch.Generator().manual_seed(4)
+    alone = generate(policy, prompts, mask, **how, generator=generator)
+    assert told["generate"][0] == alone.responses.tolist()
+    states = row_by_row(lambda some: placed.hidden(rows[some])[:, -1], 7, 2)
+    told["states"] = states.tolist()
+    told["loss"] = mean_loss(next_token_loss, placed, rows, 35, 2)
+    assert all(map(torch.equal, whole(placed).parameters(), policy.parameters()))
+    half = place(policy, MachineConfig(compute="bfloat16", recompute=True))
+    loss = next_token_loss(half, rows[:6], 30 * ranks().world)
+    loss.backward()
+    told["half"] = summed(loss).item()
+    grad = in_one_piece(half.blocks[0].w_in.weight.grad)
+    told["grad"] = [str(grad.dtype), grad.tolist()]
+    return told
+
+
+def main(folder: Path, other: Path) -> None:
+    torch.use_deterministic_algorithms(True)
+    quiet()
+    told = {"passes": passes(), "whole": finish(folder / "whole")}
+    begin(folder / "cut")
+    if is_first():
+        shutil.copytree(folder / "cut", folder / "left")  # for another number of us
+    barrier()
+    told["resumed"] = finish(folder / "cut")
+    if other.exists():
+        told["taken_over"] = finish(other)
+
+    check_same("what is told", json.dumps(told, sort_keys=True))
+    if is_first():
+        (folder / "told.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except BaseException:
+        import traceback
+
+        sys.stderr = sys.__stderr__
+        traceback.print_exc()
+        os._exit(1)
