@@ -344,6 +344,7 @@ FULL = Preset(
 FULL_LORA = replace(
     FULL,
     machine=replace(FULL.machine, lora_rank=16, weights="bfloat16"),
+    ppo=replace(FULL.ppo, micro_batch=16),
 )
 
 PRESETS = {

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bench.full.measure import full_sizes
+from bench.full.sampling import lengths
 from minipalm.model.palm import count_parameters
 
 Results = dict[str, Any]
@@ -17,6 +18,19 @@ def step_floor_ms(rows: float, limits: Results) -> float:
     read = 2 * policy_weights() / (limits["copy_gbs"] * 1e9)
     multiply = 2 * policy_weights() * rows / (limits["sustained_tflops"] * 1e12)
     return 1e3 * max(read, multiply)
+
+
+def realistic_floor(decode: Results) -> float:
+    """Seconds, if each step cost what the rows that have not ended make it cost."""
+    sizes = full_sizes()
+    rows, limits = sizes.batches[-1], decode["limits"]
+    ends = lengths(rows, sizes.preset.max_response)
+    prompts = sizes.preset.max_prompt * step_floor_ms(rows, limits)
+    steps = sum(
+        step_floor_ms(float((ends > t).sum()), limits)
+        for t in range(1, int(ends.max()))
+    )
+    return (prompts + steps) / 1e3
 
 
 def phase_floors(limits: Results, lora: bool) -> Results:
@@ -91,6 +105,12 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
         ">=",
         20_000,
         "tokens/s",
+    )
+    add(
+        "answers of realistic lengths, 256 rows: floor / time",
+        lambda: realistic_floor(r["decode"]) / r["decode"]["realistic_seconds"],
+        ">=",
+        0.6,
     )
     add(
         "decode step, 64 rows, palm-rlhf-pytorch / ours",

@@ -42,6 +42,8 @@ def iterations(
     sizes: Sizes, lora_rank: int, recompute: bool, times: int = 3
 ) -> Numbers:
     preset, config = sizes.preset, sizes.preset.ppo
+    if lora_rank:
+        config = replace(config, micro_batch=config.micro_batch // 2)  # as full-lora
     machine = MachineConfig(
         device="auto",
         compute="bfloat16",

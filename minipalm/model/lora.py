@@ -96,25 +96,26 @@ class AdaptedBlock(ParallelBlock):
         layer: int = 0,
         last: int | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """The arguments of ParallelBlock; two terms more."""
+        """The arguments of ParallelBlock; two terms more.
+
+        The three parts of `w_in` are three products here: their gradients need not be
+        put side by side again, since the matrix itself gets none.
+        """
         if self.folded:
             return super().forward(x, rope, mask, cache, layer, last)
+        w_qkv, w_gate, w_up = self.w_in.weight.split(self.widths)
         h = self.norm(x)
-        if last is None:
-            qkv, gate, up = self.w_in(h).split(self.widths, dim=-1)
-        else:  # all tokens are looked at, only the last go on
-            w_qkv, w_gate_up = self.w_in.weight.tensor_split([self.widths[0]])
-            qkv = F.linear(h, w_qkv)
-            gate, up = F.linear(h[:, -last:], w_gate_up).chunk(2, dim=-1)
-        q, k, v = split_heads(qkv + self.lora_qkv(h), self.config, rope)
+        qkv = F.linear(h, w_qkv) + self.lora_qkv(h)
+        q, k, v = split_heads(qkv, self.config, rope)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        if last is not None:
-            x, q = x[:, -last:], q[:, :, -last:]
+        if last is not None:  # all tokens are looked at, only these go on
+            x, h, q = x[:, -last:], h[:, -last:], q[:, :, -last:]
             mask = None if mask is None else mask[:, -last:]
         heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
         y = self.w_attention(heads) + self.lora_attention(heads)
-        return x + (y + self.w_feedforward(swiglu(gate, up)))
+        hidden = swiglu(F.linear(h, w_gate), F.linear(h, w_up))
+        return x + (y + self.w_feedforward(hidden))
 
 
 def with_adapters(
@@ -136,8 +137,8 @@ def with_adapters(
         generator: draws the adapters; None for torch's global one.
 
     Returns:
-        a PaLM that gives `model`'s logits until its adapters are trained. In its
-        state_dict the adapters' names have ".lora_" in them, no others do.
+        a PaLM that gives `model`'s logits, but for rounding, until its adapters are
+        trained. Their names, and no others, have ".lora_" in them in its state_dict.
 
     Raises:
         ValueError: the rank is below 1, or the blocks are not parallel ones.
