@@ -27,7 +27,7 @@ from minipalm.course.run import (
     run_stages,
     signals_as_they_were,
 )
-from minipalm.evaluate.progress import write_machine
+from minipalm.evaluate.progress import read_progress, write_machine
 from minipalm.spmd import stop_on_signals
 from minipalm.train.events import following
 
@@ -113,7 +113,12 @@ def main(argv: list[str] | None = None) -> int:
                 return follow(args, list(args.inputs), nodes)
             with lock(args.out) as held, following(args.out):
                 write_machine(args.out, nodes.ranks * nodes.count, *gpus[:1])
-                return run_stages(args, args.inputs, held.fileno(), nodes)
+                status = run_stages(args, args.inputs, held.fileno(), nodes)
+                if read_progress(args.out).current is None:
+                    from minipalm.report import write_page  # matplotlib
+
+                    write_page(args.out)  # again, with what the machine did
+                return status
     except (ValueError, RuntimeError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

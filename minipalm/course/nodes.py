@@ -29,7 +29,7 @@ class Nodes:
         """What Python is given to start the index-th stage on all ranks.
 
         Each stage is a job of torchrun, and meets at two ports of its own, one for
-        torchrun and one for Watch: whoever is early cannot meet those who are still
+        torchrun and one for Heartbeat: whoever is early cannot meet those who are still
         leaving the stage before.
         """
         if self.ranks == 1 and not self.several:

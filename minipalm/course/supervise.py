@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 
-from minipalm.course.watch import Watch
+from minipalm.course.heartbeat import Heartbeat
 from minipalm.spmd import die_with_parent
 
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         status, reason = run_ranks(args)
     else:
         host, _, port = args.rdzv_endpoint.rpartition(":")
-        with Watch(host, int(port) + 1, args.node_rank, count) as watch:
+        with Heartbeat(host, int(port) + 1, args.node_rank, count) as watch:
             status, reason = run_ranks(args)
             if watch.ended:
                 status, reason = 1, watch.ended

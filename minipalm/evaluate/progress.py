@@ -15,7 +15,6 @@ from typing import Any
 from minipalm.config import Preset, get_preset
 from minipalm.course.lock import is_held
 from minipalm.data.files import write_text
-from minipalm.scale.flops import forward_flops, training_flops
 from minipalm.scale.gpu import GPUS
 
 Row = dict[str, float]  # a line of metrics.jsonl
@@ -168,6 +167,8 @@ def operations(preset: Preset, name: str) -> Callable[[Row], float]:
     Each token and each weight that the method needs count once: nothing that is
     computed again, and of adapters' training no gradients of frozen weights.
     """
+    from minipalm.scale.flops import forward_flops, training_flops  # torch
+
     stage, _, run = name.partition("/")
     network = preset.reward_trunk
     if run == "policy" or stage == "11_ppo":
@@ -231,7 +232,7 @@ def read_progress(out: Path) -> Progress:
                 rows_so_far(out / name),
                 newest_checkpoint(out / name),
                 ceiling * ranks if ceiling else None,
-                operations(preset, name) if preset else None,
+                operations(preset, name) if preset and ceiling else None,
             )
             for name, steps in plan
             if name.startswith(f"{stage}/")

@@ -1,20 +1,30 @@
 """./course full: the stages on many ranks, and every way in which they can end."""
 
+import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nbformat
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.course.nodes import Nodes, find_nodes
 from minipalm.course.supervise import how_it_ended
+from minipalm.data.tokenizer import train_tokenizer
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.reward import RewardModel
+from minipalm.train.stage import finish_stage
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
 
@@ -321,6 +331,90 @@ def test_a_machine_that_goes_dark_ends_the_others(pipeline, machines):
     assert code == 1 and time.monotonic() - begin < 45
     assert "machine 1 is lost; all ranks were stopped" in err
     assert all_gone(others)
+
+
+# --- the real thing -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def before_ppo(tmp_path_factory):
+    """A run in which the stages before 11_ppo are complete: with networks of chance."""
+    out = tmp_path_factory.mktemp("runs")
+    preset = get_preset("smoke")
+    words = [
+        " ".join(json.loads(line).values())
+        for name in ("text", "demonstrations")
+        for line in (ROOT / "data" / f"{name}.jsonl").read_text("utf-8").splitlines()
+    ]
+    tokenizer = train_tokenizer(words, "word", preset.vocab_size)
+    (out / "06_palm").mkdir()
+    tokenizer.save(out / "06_palm" / "tokenizer.json")
+    generator = torch.Generator().manual_seed(0)
+    size = {"vocab_size": tokenizer.vocab_size}
+    policy = PaLM(replace(preset.policy, **size), generator)
+    trunk = PaLM(replace(preset.reward_trunk, **size), generator)
+    model = RewardModel(trunk, preset.reward.pooling)
+    for stage, modules in {
+        "06_palm": {},
+        "07_sft": {"policy": policy},
+        "08_reward_model": {"reward_model": model},
+    }.items():
+        finish_stage(out, stage, modules, tokenizer, scale="smoke", seed=0)
+    return out
+
+
+ONLY_PPO = """
+import sys
+from minipalm.course import full, run
+run.STAGES, run.report = ("11_ppo",), print
+sys.exit(full.main())
+"""
+TIMING = ("seconds", "tokens_per_second", "memory")
+
+
+def what_ppo_made(out):
+    """Its weights, and its metrics but for the time that they took."""
+    metrics = [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(TIMING)}
+        for path in sorted((out / "11_ppo").glob("beta-*/metrics.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    weights = {
+        (path.name, name): tensor.numpy().tobytes()
+        for path in (out / "11_ppo" / "result").glob("*.safetensors")  # one a rank
+        for name, tensor in load_file(path).items()
+    }
+    return weights, metrics
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ppo_that_was_killed_gives_bit_for_bit_what_it_would_have_given(
+    before_ppo, python, tmp_path, ranks
+):
+    def begin(name):
+        if not (tmp_path / name).exists():
+            shutil.copytree(before_ppo, tmp_path / name)
+        options = ("--scale", "smoke", "--cpus", ranks, "--out", tmp_path / name)
+        return python("-c", ONLY_PPO, *options)
+
+    code, _, err = finish(begin("whole"), 180)
+    assert code == 0, err
+    process, killed = begin("killed"), tmp_path / "killed" / "11_ppo"
+    while not (killed / "beta-0.15" / "step-000001").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    family = psutil.Process(process.pid).children(recursive=True)
+    kernels = [one for one in family if "--kernel" in one.cmdline()]
+    assert len(kernels) == ranks
+    kernels[-1].kill()
+    code, _, err = finish(process)
+    assert code != 0 and "it resumes at the last checkpoint" in err
+    assert not (killed / "done.json").exists()
+    code, _, err = finish(begin("killed"), 180)
+    assert code == 0, err
+    weights, metrics = what_ppo_made(tmp_path / "killed")
+    assert (weights, metrics) == what_ppo_made(tmp_path / "whole")
+    assert weights and len(metrics) == 4 and metrics[0]["kl_coef"] == 0
 
 
 # --- what is asked for ----------------------------------------------------------------
