@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 from minipalm.model.block import ParallelBlock, Rotations
 from minipalm.model.branches import hidden_with_buffers
 from minipalm.model.compiled import compiled
+from minipalm.model.draw import next_token
 from minipalm.model.generate import Sampled
 from minipalm.model.palm import PaLM
 from minipalm.model.rope import rotations
 
 LOOK_EVERY = 8  # tokens after which ended rows are counted; the GPU waits for that
-GROUP = 128  # tokens, see `next_token`
 SMALLEST = 64  # rows; fewer cost as much, since the weights must be read in any case
 
 
@@ -118,8 +118,7 @@ class Decoder:
         """
         B, T = uniforms.shape
         self.begin(prompts, prompt_mask, uniforms, eos_id, temperature)
-        sizes = [size for size in self.sizes if size >= B]
-        size = sizes[-1]
+        size = [size for size in self.sizes if size >= B][-1]
         self.read_prompts(size)
         for t in range(1, T):
             if t % LOOK_EVERY == 1:
@@ -240,29 +239,3 @@ class Decoder:
         with torch.cuda.graph(graph):
             self.step(size)
         return graph
-
-
-def next_token(
-    hidden: Float[Tensor, "B D"],
-    head: Float[Tensor, "V D"],
-    temperature: Float[Tensor, "1"],
-    uniforms: Float[Tensor, "B"],
-) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-    """Tokens by the inverse of the cumulative law, and their log-probabilities.
-
-    First the group of tokens is found, then the token in it: a running sum over a whole
-    vocabulary would be slow on a GPU.
-
-    Example: probabilities (.5, .3, .2) cumulate to (.5, .8, 1): a number from 0 to
-    below .5 gives token 0, from .5 to below .8 token 1, the others token 2.
-    """
-    law = (F.linear(hidden, head).float() / temperature).log_softmax(-1)
-    tokens = F.pad(law.exp(), (0, -len(head) % GROUP)).unflatten(-1, (-1, GROUP))
-    groups = tokens.sum(-1)
-    u, until = uniforms[:, None], groups.cumsum(-1)
-    group = (until <= u).sum(-1, keepdim=True).clamp(max=groups.shape[1] - 1)
-    before = (until - groups).gather(1, group)
-    inside = tokens.gather(1, group[..., None].expand(-1, -1, GROUP))[:, 0]
-    place = (before + inside.cumsum(-1) <= u).sum(-1, keepdim=True)
-    token = (group * GROUP + place).clamp(max=len(head) - 1)  # sums are rounded
-    return token[:, 0], law.gather(-1, token)[:, 0]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from minipalm.model.decoder import LOOK_EVERY, Decoder, next_token
+from minipalm.model.decoder import LOOK_EVERY, Decoder
+from minipalm.model.draw import next_token
 from minipalm.model.lora import adapter_parameters, merged, with_adapters
 from tests.small import EOS, ragged, seeded, small_palm
 
@@ -150,6 +151,23 @@ def test_tokens_follow_the_law():
     assert tokens.bincount(minlength=4).tolist() == [500, 300, 0, 200]
     law = torch.tensor([0.5, 0.3, 0.0, 0.2])
     torch.testing.assert_close(logprobs, law[tokens].log())
+
+
+def test_a_token_of_any_group_is_found():
+    """As many tokens as three groups and a half: each by a number in its middle."""
+    V = 3 * 128 + 64
+    law = torch.rand(V, generator=seeded()).softmax(-1)
+    until = law.cumsum(-1)
+    middle = until - law / 2
+    tokens, logprobs = next_token(
+        torch.ones(V, 1), law.log()[:, None], torch.ones(1), middle
+    )
+    assert torch.equal(tokens, torch.arange(V))
+    torch.testing.assert_close(logprobs, law.log())
+    last, _ = next_token(
+        torch.ones(1, 1), law.log()[:, None], torch.ones(1), torch.tensor([1 - 2**-24])
+    )
+    assert last.item() >= V - 2
 
 
 def test_bad_input_is_told():
