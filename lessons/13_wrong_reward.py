@@ -31,7 +31,7 @@ from torch import Tensor
 
 from minipalm.config import get_preset
 from minipalm.course import ROOT
-from minipalm.course.overoptimisation import Watch, curve_of
+from minipalm.course.watch import Watch, curve_of
 from minipalm.course.wrong_rewards import (
     Recipe,
     World,
@@ -172,7 +172,7 @@ rise_and_fall({"yours": {"0": mine}}, ["yours"])
 some = texts[:: len(texts) // 3][:3]
 interactive(
     lambda root_kl: spoken(mine, some, root_kl),
-    root_kl=(0.0, 9.0, 0.25, 4.0),
+    root_kl=(0.0, 9.0, 0.25, 6.5),
 )
 
 # %% [markdown]
@@ -225,9 +225,9 @@ named |= {f"width {x}": f"width{x}" for x in (16, 48)}
 by_quality(results, named)
 
 # %% [markdown]
-# A reward model that is right more often peaks higher. About how deep its
-# policy falls in the end, being right on SFT's answers says little: out there
-# no comparison has ever been.
+# A reward model that is right more often tends to peak higher. About how deep
+# its policy falls in the end, being right on SFT's answers says nothing: out
+# there no comparison has ever been.
 #
 # ## Two laws
 #
@@ -298,10 +298,10 @@ interactive(
 choosing(results["best_of_n"], ["plain", "pairs 800", "pairs 200"], fit_law)
 
 # %% [markdown]
-# The worst reward model has the highest proxy, and its gold has turned. Now
-# compare distances with the runs above: choosing gains as much as PPO at a
-# fraction of the KL. So KL does not say how hard you have optimised, unless
-# you compare within one method.
+# The worst reward model has the highest proxy, and its gold has stopped
+# rising. Now compare distances with the runs above: choosing gains as much as
+# PPO at a fraction of the KL. So KL does not say how hard you have optimised,
+# unless you compare within one method.
 
 # %% [markdown]
 # ## Stop in time, or pay for the way
@@ -441,7 +441,7 @@ for name, called in five.items():
 
 # %% [markdown]
 # The same comparisons, split over five models, fall less deep than in one, and
-# the caution of the last two adds a little. An ensemble repairs what its
+# least of all where the most severe model speaks. An ensemble repairs what its
 # members do not share: their noise. What they share stays. All five have read
 # SFT's answers, none has seen a repetition, and all policies fall in the end.
 
@@ -479,9 +479,9 @@ for name, row in results["rewards"].items():
     print(f"{name:28}{slopes}")
 
 # %% [markdown]
-# The planted one stands out. Look at the smallest honest model (`width16`),
-# too: nobody has planted anything, and it pays for length on every seed.
-# Length is easy to learn, and in SFT's answers not quite useless.
+# The planted one stands out. But honest labels leave a slope as well, and the
+# smallest model and the noisiest labels leave the most: length is easy to
+# learn, and in SFT's answers not quite useless.
 #
 # What was found can be taken off.
 
@@ -510,9 +510,11 @@ compared(runs, cures, ("gold", "tokens"), "iteration")
 
 # %% [markdown]
 # The last line is an honest labeller at the same β. Taking the slope off gives
-# back the length, and most of the gold. Equal lengths give back the length as
-# well, but few pairs are left to learn from, and gold pays for that.
-#
+# back the length, and most of the gold. Equal lengths take the bias away, too,
+# and gold is no better for it: so few pairs are left that this reward model is
+# honest and ignorant.
+
+# %% [markdown]
 # ## A rule closes one hole
 #
 # At the end of a run the policy no longer ends its sentences: text without an

@@ -26,6 +26,10 @@ outputs    what solutions show
 documents  tables and the teacher's guide
 results    the README's results, from seeds and methods
 
+seeds, methods, bugs, overoptimisation    what data/results/ holds is made by these
+wrong_rewards, watch    what overoptimisation trains against, and what it notes
+remake     ./course results: runs them again
+
 verify     ./course test: lint, types, spelling, tests
 """
 

@@ -38,7 +38,7 @@ MAKERS = {
     "overoptimisation": Maker(
         "minipalm.course.overoptimisation",
         "overoptimisation.json",
-        25,
+        30,
         "PPO against wrong rewards (lesson 13)",
     ),
 }

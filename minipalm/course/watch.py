@@ -1,95 +1,128 @@
-"""Machines that run one job together: each learns within seconds that another is lost.
+"""What lesson 13 looks at while a policy trains, and writes down."""
 
-torchrun looks after the ranks of its own machine. Those of another, which went wrong
-or went dark, are missed only by whoever waits for them in a collective, and over NCCL
-for minutes. So the machines keep a small store between them, as torchrun does.
-"""
+import copy
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
 
-import os
-import signal
-import threading
-import time
-from datetime import timedelta
+import torch
 
-SIGN = 1.0  # seconds between two signs of life
-LOST = 20.0  # seconds without one
-JOIN = timedelta(minutes=10)  # for the others to begin
+from minipalm.course.wrong_rewards import World, gold_totals, scores_of
+from minipalm.data.gold import label_pair
+from minipalm.evaluate.judge import gold_of
+from minipalm.model.palm import PaLM
+from minipalm.rlhf.answers import answers_of
+from minipalm.rlhf.ensemble import all_scores
+from minipalm.rlhf.kl import exact_kl
+from minipalm.rlhf.logprobs import response_logits
+from minipalm.rlhf.reward import RewardModel
+from minipalm.rlhf.rollout import Rollout
+
+TOLD = 4  # iterations from one sample to the next
 
 
 class Watch:
-    """This machine's part. As a context it watches; `ended` says why others stopped.
+    """Looks at each iteration's answers, and asks three prompts now and then.
 
-    When another machine ends badly or is lost, this process gets SIGTERM.
+    PPO calls it after an update. What was sampled before the update is judged with the
+    weights of before, which it keeps.
 
     Args:
-        host, port: of machine 0's store.
-        number: of this machine.
-        count: machines.
+        world: what the run begins with.
+        policy: that is trained; read, never changed.
+        members: the reward models that it is paid by, one or more.
+        judge: a reward model that the policy is not paid by.
+        penalty: for a missing end, which the proxy's own score does not have.
     """
 
-    def __init__(self, host: str, port: int, number: int, count: int) -> None:
-        self.host, self.port = host, port
-        self.number, self.others = number, [n for n in range(count) if n != number]
-        self.ended = ""
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
+    def __init__(
+        self,
+        world: World,
+        policy: PaLM,
+        members: Sequence[RewardModel],
+        judge: RewardModel,
+        penalty: float,
+    ) -> None:
+        self.world, self.policy = world, policy
+        self.members, self.judge, self.penalty = members, judge, penalty
+        self.before = copy.deepcopy(policy).requires_grad_(False)
+        self.told: list[dict[str, Any]] = []
+        self.iteration = 0
+        self.labeller = Random(world.seed)
 
-    def __enter__(self) -> "Watch":
-        from torch.distributed import TCPStore
-
-        self.store = TCPStore(
-            self.host,
-            self.port,
-            is_master=self.number == 0,
-            timeout=JOIN,
-            wait_for_workers=False,
+    @torch.no_grad()
+    def __call__(self, rollout: Rollout) -> dict[str, float]:
+        world, tokens = self.world, rollout.tokens
+        after, reference = (
+            response_logits(one, *tokens) for one in (self.before, world.sft)
         )
-        self.thread.start()
-        return self
+        moved = torch.where(rollout.mask, exact_kl(after, reference), 0.0)
+        answers = answers_of(tokens, world.tokenizer)
+        parts = gold_of(answers)
+        assert parts is not None  # the prompts are TinyTales' own
+        endless = 1 - sum(answers.finished) / len(parts)
+        golds = [one.total for one in parts]
+        row = {
+            "gold": sum(golds) / len(parts),
+            "preferred": self.preferred(answers.prompts, golds),
+            "proxy": rollout.scores.mean().item() + self.penalty * endless,
+            "judge": self.judge(*tokens).mean().item(),
+            "exact_kl": moved.sum(1).mean().item(),
+            **{
+                name: sum(getattr(one, name) for one in parts) / len(parts)
+                for name in ("mood", "grammar", "fresh")
+            },
+        }
+        if len(self.members) > 1:
+            scores = all_scores(self.members, *tokens)
+            row["spread"] = scores.std(0).mean().item()
+        if self.iteration % TOLD == 0:
+            self.tell()
+        self.iteration += 1
+        self.before.load_state_dict(self.policy.state_dict())
+        return row
 
-    def leave(self, reason: str = "") -> None:
-        """Say that this machine has ended: badly, if there is a reason."""
-        self.over.set()
-        self.thread.join()
-        try:
-            if reason:
-                self.store.set("ended", reason)
-            self.store.set(f"left/{self.number}", "")
-            deadline = time.monotonic() + 5 * SIGN
-            while self.number == 0 and time.monotonic() < deadline:  # it has the store
-                if all(self._left(n) or not self._signs(n) for n in self.others):
-                    break
-                time.sleep(0.1)
-        except RuntimeError:  # the store is gone, so the others know
-            pass
+    def preferred(self, prompts: Sequence[str], golds: Sequence[float]) -> float:
+        """How often the labeller prefers an answer to one of SFT's, to the same prompt.
 
-    def __exit__(self, *_: object) -> None:
-        if not self.over.is_set():
-            self.leave("a machine was stopped")
+        This can be known outside of a toy, too: it costs a label an answer.
+        """
+        rivals = self.world.sft_golds
+        won = [
+            label_pair(gold, self.labeller.choice(rivals[prompt]), self.labeller)
+            for prompt, gold in zip(prompts, golds, strict=True)
+        ]
+        return sum(won) / len(won)
 
-    def _signs(self, number: int) -> int:
-        """How many signs of life a machine has given."""
-        return self.store.add(f"signs/{number}", 0)
+    def tell(self) -> None:
+        """Note what the policy of before says, always with the same random numbers."""
+        texts = self.world.texts[:: len(self.world.texts) // 3][:3]
+        answers = self.world.ask(self.before, texts, self.world.seed)
+        self.told.append(
+            {
+                "iteration": self.iteration,
+                "said": answers.texts,
+                "finished": answers.finished,
+                "gold": gold_totals(answers).tolist(),
+                "proxy": scores_of(self.members[0], answers).tolist(),
+            }
+        )
 
-    def _left(self, number: int) -> bool:
-        return self.store.check([f"left/{number}"])
 
-    def _watch(self) -> None:
-        seen = {n: (0, time.monotonic()) for n in self.others}
-        while not self.over.wait(SIGN):
-            try:
-                self.store.add(f"signs/{self.number}", 1)
-                if self.store.check(["ended"]):
-                    self.ended = self.store.get("ended").decode()
-                for n in self.others if self.number == 0 else []:
-                    signs, since = self._signs(n), seen[n][1]
-                    if signs != seen[n][0] or not signs or self._left(n):
-                        seen[n] = signs, time.monotonic()
-                    elif time.monotonic() - since > LOST:
-                        self.ended = f"machine {n} is lost"
-                        self.store.set("ended", self.ended)
-            except RuntimeError:
-                self.ended = "machine 0 is lost"
-            if self.ended:
-                os.kill(os.getpid(), signal.SIGTERM)  # torchrun ends its ranks
-                return
+COLUMNS = {  # of the file: of the run
+    **{name: name for name in ("gold", "proxy", "judge", "preferred")},
+    **{name: name for name in ("mood", "grammar", "fresh")},
+    "kl": "exact_kl",
+    "tokens": "length",
+    "unfinished": "unfinished",
+    "spread": "spread",
+}
+
+
+def curve_of(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The columns of the file, from the lines of a run that a `Watch` has looked at."""
+    return {
+        ours: [row[theirs] for row in rows]
+        for ours, theirs in COLUMNS.items()
+        if theirs in rows[0]
+    }

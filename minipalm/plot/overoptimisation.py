@@ -104,7 +104,7 @@ def side_by_side(
 ) -> Figure:
     """Experiments in panels, one for each key: thin lines are seeds, thick ones means.
 
-    Each point is the mean of three iterations.
+    Each point is the mean of three iterations, of five where the line is thin.
 
     Args:
         runs: experiment -> seed -> curve.
@@ -118,9 +118,9 @@ def side_by_side(
         for ax, key in zip(axes, keys):
             along = smooth(over_seeds(runs[name], "distance"))
             for run in runs[name].values():
-                own = smooth(distance(run))
+                own = smooth(distance(run), 5)
                 steps = own if against == "distance" else range(len(own))
-                ax.plot(steps, smooth(run[key]), color=COLORS[hue], linewidth=0.6)
+                ax.plot(steps, smooth(run[key], 5), color=COLORS[hue], linewidth=0.6)
             mean = smooth(over_seeds(runs[name], key))
             steps = along if against == "distance" else range(len(mean))
             ax.plot(steps, mean, color=COLORS[hue], linewidth=2.6, label=text)

@@ -18,7 +18,6 @@ from minipalm.course.overoptimisation import (
     MEMBERS,
     RESULTS,
     Experiment,
-    Watch,
     best_of_n_rows,
     quality,
     read_results,
@@ -28,6 +27,7 @@ from minipalm.course.overoptimisation import (
     small_world,
     write_results,
 )
+from minipalm.course.watch import TOLD, Watch
 from minipalm.course.wrong_rewards import (
     Recipe,
     gold_totals,
@@ -94,7 +94,7 @@ def test_every_run_is_whole_and_begins_at_sft():
             columns = [v for k, v in run.items() if k not in ("told", "cpu")]
             assert {len(one) for one in columns} == {iterations}
             assert run["kl"][0] == pytest.approx(0, abs=1e-3)
-            assert len(run["told"]) == -(-iterations // maker.TOLD)
+            assert len(run["told"]) == -(-iterations // TOLD)
 
 
 def test_gold_falls_while_the_proxy_rises_on_every_seed():
