@@ -1,0 +1,76 @@
+"""The table of the benchmark at full size, on numbers made up; and its parts, tiny."""
+
+import json
+
+import pytest
+
+from bench import full_size
+from bench.full.goals import phase_floors, rows_of, step_floor_ms, table
+from minipalm.config import get_preset
+from minipalm.model.palm import count_parameters
+
+LIMITS = {"sustained_tflops": 685.0, "copy_gbs": 4300.0}
+
+
+def test_a_decode_step_reads_or_multiplies():
+    weights = 6_862_000_000  # to a thousandth
+    read = 2e3 * weights / 4300e9
+    assert step_floor_ms(1, LIMITS) == pytest.approx(read, rel=1e-3)
+    multiply = 2e3 * weights * 256 / 685e12
+    assert step_floor_ms(256, LIMITS) == pytest.approx(multiply, rel=1e-3)
+
+
+def test_the_floors_of_an_iteration_are_those_of_the_first_measurements():
+    """7.8 s with adapters, 9.1 s without: shared/full-size.md, section 6."""
+    assert sum(phase_floors(LIMITS, True).values()) == pytest.approx(7.8, abs=0.1)
+    assert sum(phase_floors(LIMITS, False).values()) == pytest.approx(9.1, abs=0.1)
+    preset = get_preset("full")
+    assert preset.ppo.batch_size == 256 and preset.max_prompt == 128
+
+
+def test_only_what_was_measured_is_in_the_table():
+    assert rows_of({}) == []
+    results = {
+        "train_lora": {"tflops": 600.0, "limits": LIMITS},
+        "decode": {"error": "RuntimeError: no kernel", "limits": LIMITS},
+    }
+    ((what, value, sign, goal, _),) = rows_of(results)
+    assert "adapters" in what and (sign, goal) == (">=", 0.88)
+    assert value == pytest.approx(600 / 685)
+    text = table(results)
+    assert "decode FAILED: RuntimeError: no kernel" in text
+    assert " NO" in text.splitlines()[1]  # 0.876 is not 0.88
+
+
+def test_parts_run_tiny_and_are_kept_and_merged(tmp_path, capsys):
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    assert (
+        full_size.main(["--tiny", "--parts", "train_lora", "--results", str(one)]) == 0
+    )
+    kept = json.loads(one.read_text())["train_lora"]
+    assert kept["tokens"] == 64 and kept["limits"]["sustained_tflops"] > 0
+    assert full_size.main(["--merge", str(one), "--results", str(other)]) == 0
+    assert json.loads(other.read_text()) == {"train_lora": kept}
+    assert "adapters of rank 16" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_is_reported(tmp_path, monkeypatch):
+    def broken(sizes):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(full_size.PARTS, "decode", broken)
+    path = tmp_path / "one.json"
+    assert full_size.main(["--tiny", "--parts", "decode", "--results", str(path)]) == 1
+    assert json.loads(path.read_text())["decode"]["error"].endswith("out of memory")
+
+
+def test_peers_have_as_many_weights_as_ours():
+    """Llama's feed-forward is cut so; the arithmetic of bench.full.peers.llama."""
+    config = full_size.full_sizes().policy
+    D, K = 4096, 128
+    for kv_heads in (32, 1):
+        attention = D * (2 * 32 + 2 * kv_heads) * K
+        a_layer = D * (config.qkv_dim + 1024 + 3 * config.ff_dim)
+        width = (a_layer - attention) // (3 * D) // 8 * 8
+        weights = 32 * (attention + 3 * D * width + 2 * D) + 32_768 * D + D
+        assert weights == pytest.approx(count_parameters(config), rel=1e-3)
