@@ -15,7 +15,8 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"           # the clone, with .venv, on a disk that all machines share
 
 # All machines meet at the first; Slurm tells each its own number.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${names%%$'\n'*}
 port=$((20000 + SLURM_JOB_ID % 10000)) # and the nine ports above it
 
 srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" -m minipalm.course.full \

@@ -270,7 +270,7 @@ def test_slurm_s_script_runs_on_all_its_machines(pipeline, machines, tmp_path):
     course = shlex.join(map(str, command[:3]))  # python -c DRIVER
     for name, text in {
         "srun": SRUN,
-        "scontrol": "#!/bin/sh\necho 127.0.0.1\necho another\n",
+        "scontrol": "#!/bin/sh\necho 127.0.0.1\nsleep 0.1\necho another\n",
         "python": f'#!/bin/sh\nshift 2\nexec {course} "$@"\n',
     }.items():
         (tools / name).write_text(text)
