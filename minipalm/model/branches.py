@@ -18,8 +18,9 @@ from torch import Tensor
 
 from minipalm.config import PaLMConfig
 from minipalm.model.attention import fused_attention
-from minipalm.model.block import Rotations, split_heads
+from minipalm.model.block import ParallelBlock, Rotations, split_heads
 from minipalm.model.compiled import compiled
+from minipalm.model.lora import AdaptedBlock, LowRank
 from minipalm.model.palm import PaLM
 from minipalm.model.swiglu import swiglu
 
@@ -37,8 +38,8 @@ def hidden_with_buffers(
     """`model.hidden` of new tokens; their keys and values go into the buffers.
 
     Args:
-        model: parallel blocks. Their matrices are read as they are: adapters count once
-            they are merged.
+        model: parallel blocks. Adapters are added, as the blocks themselves do it,
+            unless they are merged.
         ids, mask, rope: as in PaLM. A prompt's tokens look at each other (S = T); a
             single token looks at all C columns of the buffers (S = C).
         columns: of the buffers, where these tokens stand.
@@ -53,11 +54,14 @@ def hidden_with_buffers(
     attended = fed = torch.zeros_like(x)
     for layer, block in enumerate(model.blocks):
         b: Any = block
-        x, h = fast(enter)(x, attended, fed, b.norm.weight, b.w_in.weight)
+        x, read, h = fast(enter)(x, attended, fed, b.norm.weight, b.w_in.weight)
         place = (columns, keys[layer], values[layer])
+        lora = adapters(b)
         with beside(stream):
             w_attention = b.w_attention.weight
-            attended = fast(attend)(h, mask, rope, place, w_attention, b.config)
+            attended = fast(attend)(
+                h, read, mask, rope, place, w_attention, b.config, lora
+            )
         fed = fast(feed)(h, b.w_feedforward.weight, b.config)
         if stream is not None:
             torch.cuda.current_stream().wait_stream(stream)
@@ -81,30 +85,47 @@ def enter(
     fed: Float[Tensor, "B T D"],
     norm: Float[Tensor, "D"],
     w_in: Float[Tensor, "W D"],
-) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T W"]]:
-    """Add what the layer before has found; then norm and input projection."""
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], Float[Tensor, "B T W"]]:
+    """Add what the layer before has found; then norm, then input projection."""
     x = x + (attended + fed)
-    return x, F.linear(F.layer_norm(x, norm.shape, norm), w_in)
+    read = F.layer_norm(x, norm.shape, norm)
+    return x, read, F.linear(read, w_in)
+
+
+Adapters = tuple[LowRank, LowRank]  # beside q, k, v, and beside attention's way out
+
+
+def adapters(block: ParallelBlock) -> Adapters | None:
+    """Those of a block that has some which are not merged into its weights."""
+    if isinstance(block, AdaptedBlock) and not block.folded:
+        return block.lora_qkv, block.lora_attention
+    return None
 
 
 def attend(
     h: Float[Tensor, "B T W"],
+    read: Float[Tensor, "B T D"],
     mask: Bool[Tensor, "B T S"],
     rope: Rotations,
     place: tuple[Int[Tensor, "T"], Float[Tensor, "B G C K"], Float[Tensor, "B G C K"]],
     w_attention: Float[Tensor, "D HK"],
     config: PaLMConfig,
+    lora: Adapters | None,
 ) -> Float[Tensor, "B T D"]:
-    """One branch: the columns q, k, v of h."""
+    """One branch: the columns q, k, v of h, which the norm's `read` was made into."""
     columns, keys, values = place
-    q, k, v = split_heads(h[..., : config.qkv_dim], config, rope)
+    qkv = h[..., : config.qkv_dim]
+    if lora is not None:
+        qkv = qkv + lora[0](read)
+    q, k, v = split_heads(qkv, config, rope)
     keys.index_copy_(2, columns, k)
     values.index_copy_(2, columns, v)
     if h.shape[1] == 1:
         heads = of_one_token(q, keys, values, mask)
     else:
         heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
-    return F.linear(heads, w_attention)
+    y = F.linear(heads, w_attention)
+    return y if lora is None else y + lora[1](heads)
 
 
 def of_one_token(

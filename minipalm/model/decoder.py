@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from minipalm.model.block import ParallelBlock, Rotations
-from minipalm.model.branches import hidden_with_buffers
+from minipalm.model.branches import adapters, hidden_with_buffers
 from minipalm.model.compiled import compiled
 from minipalm.model.draw import next_token
 from minipalm.model.generate import Sampled
@@ -34,7 +34,7 @@ class Decoder:
     Args:
         model: parallel blocks. It is not copied: the decoder samples from its weights
             as they are at the time, so they may change in place (`refresh`, or
-            `merged` of a policy with adapters), but not move.
+            training of adapters), but not move.
         rows: B, prompts at a time.
         max_prompt: P.
         max_response: R, the longest answer.
@@ -50,6 +50,7 @@ class Decoder:
         config, like = model.config, model.embedding.weight
         if not all(isinstance(block, ParallelBlock) for block in model.blocks):
             raise ValueError("a decoder needs a model of parallel blocks")
+        self.adapted = has_adapters(model)
         size = (config.depth, rows, config.kv_heads, self.P + self.R, config.head_dim)
         self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
 
@@ -146,6 +147,10 @@ class Decoder:
     ) -> None:
         """Fill the buffers; places that no prompt has count as ended rows."""
         (B, T), P = uniforms.shape, prompts.shape[1]
+        if self.adapted != has_adapters(self.model):
+            raise ValueError(
+                "adapters were merged, or taken out again, since this decoder was made"
+            )
         if not (prompt_mask[:, -1].all() and (prompt_mask.long().diff() >= 0).all()):
             raise ValueError("prompts must be left-padded and not empty")
         if B > len(self.row) or P > self.P or T > self.R or len(prompts) != B:
@@ -239,3 +244,9 @@ class Decoder:
         with torch.cuda.graph(graph):
             self.step(size)
         return graph
+
+
+def has_adapters(model: PaLM) -> bool:
+    """Whether there are some that are not merged into the weights."""
+    blocks = (block for block in model.blocks if isinstance(block, ParallelBlock))
+    return any(adapters(block) is not None for block in blocks)

@@ -122,21 +122,33 @@ def test_new_weights_are_used_in_place():
     assert not torch.equal(got.responses, first.responses)
 
 
-def test_merged_adapters_are_sampled_from():
+def test_adapters_are_sampled_from_merged_or_not():
     reference = small_palm()
     policy = with_adapters(reference, 2)
     for weight in adapter_parameters(policy):
         torch.nn.init.normal_(weight, generator=seeded(7))
     prompts, prompt_mask, uniforms = inputs()
-    for model in (policy, reference):  # the weights are the same objects
-        decoder = Decoder(model, 5, P, R)
-        plain = decoder.sample(prompts, prompt_mask, uniforms, eos_id=EOS)
-        with merged(policy):
-            got = decoder.sample(prompts, prompt_mask, uniforms, eos_id=EOS)
-        assert not torch.equal(got.responses, plain.responses)
-        ids, logprobs = answer_by_hand(policy, prompts[1], uniforms[1], 1.0)
+    ids, logprobs = answer_by_hand(policy, prompts[1], uniforms[1], 1.0)
+
+    def check(decoder):
+        got = decoder.sample(prompts, prompt_mask, uniforms, eos_id=EOS)
         assert torch.equal(got.responses[1, : len(ids)], ids)
-        torch.testing.assert_close(got.logprobs[1, : len(ids)], logprobs)
+        torch.testing.assert_close(
+            got.logprobs[1, : len(ids)], logprobs, atol=2e-5, rtol=0
+        )
+        return got
+
+    unmerged = Decoder(policy, 5, P, R)
+    got = check(unmerged)
+    plain = Decoder(reference, 5, P, R)
+    other = plain.sample(prompts, prompt_mask, uniforms, eos_id=EOS)
+    assert not torch.equal(got.responses, other.responses)
+    with merged(policy):
+        check(plain)  # the weights are the same objects
+        check(Decoder(policy, 5, P, R))
+        with pytest.raises(ValueError, match="merged"):
+            check(unmerged)
+    check(unmerged)
 
 
 def test_tokens_follow_the_law():
