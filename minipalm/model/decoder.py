@@ -50,7 +50,7 @@ class Decoder:
         config, like = model.config, model.embedding.weight
         if not all(isinstance(block, ParallelBlock) for block in model.blocks):
             raise ValueError("a decoder needs a model of parallel blocks")
-        self.adapted = has_adapters(model)
+        self.adapted = adds_adapters(model)
         size = (config.depth, rows, config.kv_heads, self.P + self.R, config.head_dim)
         self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
 
@@ -147,7 +147,7 @@ class Decoder:
     ) -> None:
         """Fill the buffers; places that no prompt has count as ended rows."""
         (B, T), P = uniforms.shape, prompts.shape[1]
-        if self.adapted != has_adapters(self.model):
+        if self.adapted != adds_adapters(self.model):
             raise ValueError(
                 "adapters were merged, or taken out again, since this decoder was made"
             )
@@ -246,7 +246,7 @@ class Decoder:
         return graph
 
 
-def has_adapters(model: PaLM) -> bool:
+def adds_adapters(model: PaLM) -> bool:
     """Whether there are some that are not merged into the weights."""
     blocks = (block for block in model.blocks if isinstance(block, ParallelBlock))
     return any(adapters(block) is not None for block in blocks)

@@ -117,12 +117,15 @@ def test_float32_weights_under_autocast_and_adapters(T, padded, change, lora):
     assert relative(grads[1], grads[0]) < 2e-2
 
 
+@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
-def test_the_decoders_log_probabilities_are_those_of_a_forward_pass(dtype, bound):
+def test_the_decoders_log_probabilities_are_those_of_a_forward_pass(dtype, bound, lora):
     """Its CUDA graphs, its compiled blocks, and rows that move up."""
     torch.backends.cuda.matmul.allow_tf32 = False
     network = model().to("cuda", dtype)
     network.embedding.weight.data *= 3  # laws far from uniform
+    if lora:
+        network = with_adapters(network, 4)
     prompts = batch(128, 12).cuda()
     mask = torch.ones_like(prompts, dtype=torch.bool)
     mask[::2, :5] = False
@@ -130,7 +133,9 @@ def test_the_decoders_log_probabilities_are_those_of_a_forward_pass(dtype, bound
     uniforms[torch.arange(96), torch.arange(96) % 20] = 0.0  # these end there
     decoder = Decoder(network, 128, 12, 40)
     assert len(decoder.graphs) == 2
-    for _ in range(2):  # buffers are used again
+    for _ in range(2):  # buffers are used again, and adapters have learnt meanwhile
+        for weight in adapter_parameters(network):
+            weight.data += 0.02 * torch.randn_like(weight)
         sampled = decoder.sample(prompts, mask, uniforms, eos_id=0)
         assert sampled.mask[:96].sum(1).tolist() == [n % 20 + 1 for n in range(96)]
         with torch.no_grad():
@@ -146,7 +151,8 @@ def test_the_decoders_log_probabilities_are_those_of_a_forward_pass(dtype, bound
             token = (law <= uniforms[..., None]).sum(-1)
             same = (token == sampled.responses)[sampled.mask].float().mean()
             assert same > 0.999  # rounding, where a number is at a token's edge
-        decoder.refresh(network)
+        if not lora:
+            decoder.refresh(network)
 
 
 def test_a_ppo_update_runs_on_the_gpu_and_starts_at_ratio_one():
