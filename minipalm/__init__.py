@@ -8,6 +8,7 @@ Read it along the lessons, or in this order:
     rlhf      supervised fine-tuning, the reward model, rollouts, KL, GAE, PPO
     train     loops, AdamW, metrics, checkpoints
     evaluate  win rates with intervals, KL, the report
+    report    the report of a run, also of one that goes on
     spmd      runs a lesson as a batch job
     course    what ./course calls: builds the notebooks, runs the pipeline
 """

@@ -12,8 +12,8 @@ from pathlib import Path
 from minipalm.data.files import write_text
 from minipalm.evaluate.live import headline, live_page, machine
 from minipalm.evaluate.page import page, section
-from minipalm.evaluate.progress import Progress, read_progress
 from minipalm.evaluate.report import read_evaluation, terminal_table
+from minipalm.train.progress import Progress, read_progress
 
 
 def write_page(out: Path) -> Progress:

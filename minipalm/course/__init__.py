@@ -3,6 +3,7 @@
 What a learner and a teacher call:
 
 run        the pipeline: its stages in order, each a notebook
+full       the same on many ranks and machines: nodes, supervise, heartbeat
 lab        JupyterLab on the notebooks
 check      in a lesson: check(f), progress()
 checks     ./course check: one's notebooks, exercise by exercise

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from minipalm.config import get_preset
 from minipalm.course import ROOT
-from minipalm.course.lock import lock
 from minipalm.course.nodes import Nodes, add_options, find_nodes
 from minipalm.course.run import (
     all_inputs,
@@ -27,9 +26,10 @@ from minipalm.course.run import (
     run_stages,
     signals_as_they_were,
 )
-from minipalm.evaluate.progress import read_progress, write_machine
+from minipalm.data.lock import lock
 from minipalm.spmd import stop_on_signals
 from minipalm.train.events import following
+from minipalm.train.progress import read_progress, write_machine
 
 
 def find_gpus(args: argparse.Namespace) -> list[str]:

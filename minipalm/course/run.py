@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 from minipalm.config import get_preset
 from minipalm.course import ROOT
-from minipalm.course.lock import lock
 from minipalm.course.nodes import Nodes
 from minipalm.data.datasets import (
     read_demonstrations,
@@ -38,6 +37,7 @@ from minipalm.data.datasets import (
 )
 from minipalm.data.files import fingerprint
 from minipalm.data.lines import input_files
+from minipalm.data.lock import lock
 from minipalm.spmd import known_parameters, stop_on_signals
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU

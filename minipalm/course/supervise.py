@@ -55,11 +55,14 @@ def main(argv: list[str] | None = None) -> int:
         status, reason = run_ranks(args)
     else:
         host, _, port = args.rdzv_endpoint.rpartition(":")
-        with Heartbeat(host, int(port) + 1, args.node_rank, count) as watch:
-            status, reason = run_ranks(args)
-            if watch.ended:
-                status, reason = 1, watch.ended
-            watch.leave(reason)
+        try:
+            with Heartbeat(host, int(port) + 1, args.node_rank, count) as beat:
+                status, reason = run_ranks(args)
+                if beat.ended:
+                    status, reason = 1, beat.ended
+                beat.leave(reason)
+        except RuntimeError as error:  # a port is taken, or nobody is there
+            status, reason = 1, f"the machines did not meet: {error}"
     if status and status < 128:
         print(f"{reason}; all ranks were stopped", file=sys.stderr)
     return status

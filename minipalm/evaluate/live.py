@@ -4,7 +4,9 @@ from html import escape
 
 from minipalm import plot
 from minipalm.evaluate.page import document, paragraph, picture, section
-from minipalm.evaluate.progress import (
+from minipalm.plot.batch import machine_panels, phase_bars
+from minipalm.plot.training import PANELS
+from minipalm.train.progress import (
     STAGES,
     Progress,
     Row,
@@ -12,8 +14,6 @@ from minipalm.evaluate.progress import (
     Training,
     duration,
 )
-from minipalm.plot.batch import machine_panels, phase_bars
-from minipalm.plot.training import PANELS
 
 LOSSES = {  # training -> its panel in the figure of the stages, and what it shows
     "06_palm/policy": ("pretrain", "loss"),

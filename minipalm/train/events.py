@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from minipalm.evaluate.progress import Row, Training, parse_row, read_progress
+from minipalm.train.progress import Row, Training, parse_row, read_progress
 
 FILES = "events.out.tfevents.*"
 POLL = 5.0  # seconds

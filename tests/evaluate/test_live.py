@@ -10,8 +10,10 @@ from fixture import make_evaluation
 
 from minipalm import report
 from minipalm.config import get_preset
-from minipalm.course.lock import is_held, lock
-from minipalm.evaluate.progress import (
+from minipalm.data.lock import is_held, lock
+from minipalm.evaluate.report import write_report
+from minipalm.model.palm import count_parameters
+from minipalm.train.progress import (
     Training,
     duration,
     known_ceiling,
@@ -19,8 +21,6 @@ from minipalm.evaluate.progress import (
     read_progress,
     write_machine,
 )
-from minipalm.evaluate.report import write_report
-from minipalm.model.palm import count_parameters
 
 PPO = {"score": 1.0, "kl": 2.0, "length": 9.0, "unfinished": 0.1, "entropy": 2.0}
 PPO |= {"explained_variance": 0.3, "policy_loss": -0.1, "value_loss": 1.0}

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from minipalm.evaluate.progress import Training, read_progress
 from minipalm.train import events
+from minipalm.train.progress import Training, read_progress
 
 ROWS = [
     {"step": n, "loss": 3 / n, "seconds": 10.0, "tokens_per_second": 24e3}

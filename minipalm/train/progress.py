@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any
 
 from minipalm.config import Preset, get_preset
-from minipalm.course.lock import is_held
 from minipalm.data.files import write_text
+from minipalm.data.lock import is_held
 from minipalm.scale.gpu import GPUS
 
 Row = dict[str, float]  # a line of metrics.jsonl
