@@ -146,8 +146,9 @@ def held(said: float, was: float) -> tuple[str, str, str]:
 
 def iteration_predicted(row: Mapping[str, Any], gpu: GPU) -> tuple[float, float]:
     """GiB and seconds of one iteration of PPO at full size."""
-    full, rank = get_preset("full"), row["lora_rank"]
-    machine = replace(full.machine, lora_rank=rank, recompute=row["recompute"])
+    rank = row["lora_rank"]
+    full = get_preset("full-lora" if rank else "full")
+    machine = replace(full.machine, weights="float32", recompute=row["recompute"])
     args = *networks(full), machine, full.ppo, full.max_prompt, full.max_response
     memory = ppo_memory(*args, row["gpus"])
     seconds = sum(ppo_seconds(*args, gpu, row["gpus"]).values())
