@@ -7,7 +7,7 @@
     python -m bench.full_size --show                  the table of earlier runs
     python -m bench.full_size --merge a.json b.json   add the parts of others
 
-A part that fails is reported, and the others go on. Numbers are kept in
+A part that fails is reported, and the others go on (on one GPU). Numbers are kept in
 data/results/full_size.json, part by part, each with the ceilings of its own process.
 """
 
@@ -35,7 +35,7 @@ from bench.full.measure import (
     log,
     tiny_sizes,
 )
-from minipalm.parallel import is_first, ranks
+from minipalm.parallel import is_first, ranks, summed
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "full_size.json"
 
@@ -75,7 +75,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure(name: str, part: Part, sizes: Sizes) -> dict[str, Any]:
-    """One part; an error is its result."""
+    """One part; an error is its result, or, of several processes, the end of all."""
     log(name)
     clear()
     start = time.perf_counter()
@@ -83,6 +83,8 @@ def measure(name: str, part: Part, sizes: Sizes) -> dict[str, Any]:
         found: dict[str, Any] = {**part(sizes)}
     except Exception as error:
         traceback.print_exc()
+        if ranks().world > 1:  # the others would wait for this one: torchrun ends all
+            raise
         found = {"error": f"{type(error).__name__}: {error}"[:500]}
     clear()
     found["took"] = time.perf_counter() - start
@@ -132,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     limits = measure("ceilings", ceilings, sizes)
     for name, part in chosen(args.parts).items():
-        if time.perf_counter() - begin > args.budget:
+        late = time.perf_counter() - begin > args.budget
+        if summed(float(late)):
             log(f"no time left for {name}")
             continue
         found = {**measure(name, part, sizes), "limits": limits}

@@ -128,7 +128,7 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
             goal,
         )
     add(
-        "PPO, adapters, one GPU: time / floors",
+        "PPO, adapters, micro-batches of 16: time / floors",
         lambda: (
             r["ppo_lora"]["seconds"]
             / sum(phase_floors(r["ppo_lora"]["limits"], True).values())
@@ -138,7 +138,7 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
     )
     add("    memory", lambda: r["ppo_lora"]["peak_gib"], "<=", 60, "GiB")
     add(
-        "PPO, all weights, two GPUs: time / half of the floors",
+        "PPO, all weights, 2 GPUs, recomputing: time / floors",
         lambda: (
             r["two_ppo"]["seconds"]
             / (sum(phase_floors(r["two_ppo"]["limits"], False).values()) / 2)
