@@ -63,11 +63,11 @@ def test_hours_are_steps_times_seconds_and_what_surrounds_them():
         assert 3600 * one.hours == pytest.approx(seconds, abs=300)
 
 
-def test_all_stages_fit_eight_a100s_and_adapters_one_but_for_pretraining():
+def test_all_stages_fit_eight_a100s_and_with_adapters_one():
     a100 = GPUS["a100-80g"]
     assert all(one.fits(a100) for one in plan(FULL, a100, 8))
     alone = plan(get_preset("full-lora"), a100, 1)
-    assert [one.fits(a100) for one in alone] == [False, True, True, True, True]
+    assert all(one.fits(a100) for one in alone)
     assert not all(one.fits(a100) for one in plan(FULL, a100, 1))
 
 
@@ -161,7 +161,7 @@ def test_benchmarks_of_sampling_and_ppo_are_read():
     assert [row["seconds"] for row in found["decoding"]] == [0.004, 0.005]
     assert [row["lora_rank"] for row in found["iterations"]] == [16]
     gib, seconds = iteration_predicted(found["iterations"][0], H200)
-    assert 50 < gib < 70 and 8 < seconds < 10
+    assert 45 < gib < 65 and 8 < seconds < 10
     both = merged([{**RESULTS, "settings": []}, {"ppo_lora": {}}])
     assert both["ceilings"] == RESULTS["ceilings"] and both["iterations"] == []
 
