@@ -529,6 +529,18 @@ compared(runs, rules, ("unfinished", "fresh"), "iteration")
 # The rule delays one trick, as long as the trick pays less than the rule
 # costs. Freshness falls just the same: about repetition the rule says nothing.
 # Rules are cheap, and worth having. They repair no reward model.
+#
+# Listen to some of the policies of this lesson, each on its own way. Which
+# trick has each one found?
+
+# %%
+voices = ["no penalty", "plain", "long", "width 16", "beta 0.15"]
+interactive(
+    lambda root_kl, run, who: spoken(runs[run][who], some, root_kl),
+    root_kl=(0.0, 11.0, 0.25, 8.0),
+    run=voices,
+    who=seeds,
+)
 
 # %% [markdown]
 # ## Break it

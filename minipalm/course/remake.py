@@ -3,6 +3,7 @@
 What takes longer than a lesson has time for is run beforehand, and its numbers are in
 data/results/. This says which there are, and makes those that are named. A maker goes
 on where it was stopped, and makes no run that is there already; --again begins anew.
+What GPUs have measured is not made here: see bench/.
 """
 
 import argparse
