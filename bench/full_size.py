@@ -5,6 +5,7 @@
     torchrun --nproc-per-node 2 -m bench.full_size --parts two_gpus
     python -m bench.full_size --tiny                  the same ways, on a processor
     python -m bench.full_size --show                  the table of earlier runs
+    python -m bench.full_size --readme                writes it into bench/README.md
     python -m bench.full_size --merge a.json b.json   add the parts of others
 
 A part that fails is reported, and the others go on (on one GPU). Numbers are kept in
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 from bench.full import ppo, sampling, training
-from bench.full.goals import table
+from bench.full.goals import placed, table
 from bench.full.measure import (
     Numbers,
     Sizes,
@@ -38,6 +39,7 @@ from bench.full.measure import (
 from minipalm.parallel import is_first, ranks, summed
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "full_size.json"
+README = Path(__file__).with_name("README.md")
 
 Part = Callable[[Sizes], Numbers]
 GROUPS: dict[str, dict[str, Part]] = {
@@ -118,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--readme", action="store_true", help="write its table")
     parser.add_argument("--merge", nargs="+", type=Path, default=[])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--budget", type=float, default=1e9, help="seconds in all")
@@ -126,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in args.merge:
         results |= kept(path)
         keep(results, args.results)
-    if args.show or args.merge:
+    if args.readme:
+        README.write_text(placed(results, README.read_text("utf-8")), "utf-8")
+    if args.show or args.merge or args.readme:
         print(table(results))
         return 0
     sizes = tiny_sizes() if args.tiny else full_sizes()

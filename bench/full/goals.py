@@ -171,3 +171,55 @@ def table(results: Results) -> str:
         if "error" in numbers:
             lines += ["", f"{part} FAILED: {numbers['error']}"]
     return "\n".join(lines)
+
+
+BEGIN = "<!-- written by python -m bench.full_size --readme: begin -->"
+END = "<!-- written by python -m bench.full_size --readme: end -->"
+
+
+def markdown(results: Results) -> str:
+    """The goals, and the phases of PPO, as tables for a README, with machine and date."""
+    machines = sorted(
+        {
+            f"{one['date']}, {one['machine']['gpu']}, torch {one['machine']['torch']}"
+            for one in results.values()
+            if "machine" in one
+        }
+    )
+    lines = [
+        f"{'; '.join(machines)}.",
+        "",
+        "| what | measured | goal | met |",
+        "| --- | --- | --- | --- |",
+    ]
+    for what, value, sign, goal, unit in rows_of(results):
+        met = value >= goal if sign == ">=" else value <= goal
+        shown = f"{value:,.0f}" if goal >= 100 else f"{value:.2f}"
+        relation = "≥" if sign == ">=" else "≤"
+        answer = "yes" if met else "**no**"
+        cells = what.strip(), f"{shown} {unit}", f"{relation} {goal:,g}", answer
+        lines.append("| " + " | ".join(cell.strip() for cell in cells) + " |")
+    phases = [
+        part for part in ("ppo_lora", "two_ppo") if "seconds" in results.get(part, {})
+    ]
+    for part in phases:
+        gpus = results[part]["gpus"]
+        lines += ["", f"| {part}: phase | seconds | floor |", "| --- | --- | --- |"]
+        floors = phase_floors(results[part]["limits"], part == "ppo_lora")
+        for phase, floor in floors.items():
+            took = results[part].get(f"seconds/{phase}", 0.0)
+            lines.append(f"| {phase} | {took:.2f} | {floor / gpus:.2f} |")
+    return "\n".join(lines)
+
+
+def placed(results: Results, readme: str) -> str:
+    """The README's text with these tables in place of the last ones.
+
+    Raises:
+        ValueError: it lacks the marks between which they stand.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"bench/README.md needs the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}"

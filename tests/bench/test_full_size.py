@@ -5,7 +5,15 @@ import json
 import pytest
 
 from bench import full_size
-from bench.full.goals import phase_floors, rows_of, step_floor_ms, table
+from bench.full.goals import (
+    BEGIN,
+    END,
+    phase_floors,
+    placed,
+    rows_of,
+    step_floor_ms,
+    table,
+)
 from minipalm.config import get_preset
 from minipalm.model.palm import count_parameters
 
@@ -52,6 +60,20 @@ def test_parts_run_tiny_and_are_kept_and_merged(tmp_path, capsys):
     assert full_size.main(["--merge", str(one), "--results", str(other)]) == 0
     assert json.loads(other.read_text()) == {"train_lora": kept}
     assert "adapters of rank 16" in capsys.readouterr().out
+
+
+def test_the_readme_gets_the_table_between_its_marks():
+    machine = {"gpu": "X", "torch": "2"}
+    lora = {"tflops": 617.0, "limits": LIMITS, "date": "2026-11-22", "machine": machine}
+    readme = f"before\n{BEGIN}\nold\n{END}\nafter"
+    text = placed({"train_lora": lora}, readme)
+    assert "old" not in text and text.startswith("before") and text.endswith("after")
+    assert "2026-11-22, X, torch 2." in text
+    assert "| adapters of rank 16 (4 a weight credited) | 0.90 | ≥ 0.88 | yes |" in text
+    assert placed({"train_lora": lora}, text) == text
+    with pytest.raises(ValueError, match="needs the lines"):
+        placed({}, "nothing")
+    assert BEGIN in full_size.README.read_text("utf-8")
 
 
 def test_a_part_that_fails_is_reported(tmp_path, monkeypatch):
