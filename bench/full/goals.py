@@ -178,7 +178,7 @@ END = "<!-- written by python -m bench.full_size --readme: end -->"
 
 
 def markdown(results: Results) -> str:
-    """The goals, and the phases of PPO, as tables for a README, with machine and date."""
+    """The goals, and the phases of PPO, as tables for a README; machine and date."""
     machines = sorted(
         {
             f"{one['date']}, {one['machine']['gpu']}, torch {one['machine']['torch']}"
