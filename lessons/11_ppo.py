@@ -78,9 +78,9 @@ start_afresh(out, "11_ppo", scale)
 # %%
 preset = get_preset(scale)
 tokenizer = tokenizer_of(out)
-sft = load_policy(out, "07_sft", preset, tokenizer)
+left = out, "07_sft", preset, tokenizer
+reference = place(load_policy(*left), preset.machine, trained=False)
 scorer = load_reward_model(out, preset, tokenizer)
-reference = place(sft, preset.machine, trained=False)
 reward_model = place(scorer, preset.machine, trained=False)
 
 # %%
@@ -323,7 +323,9 @@ def gold_metric(rollout: Rollout) -> dict[str, float]:
 policies = {}
 for kl_coef in preset.ppo.kl_coefs:
     name = f"beta-{kl_coef:g}"
-    policies[name] = fine_tuned(sft, preset.machine, reference)
+    start = load_policy(*left)
+    policies[name] = fine_tuned(start, preset.machine, reference)
+    del start
     critic = place(critic_from_reward_model(scorer), preset.machine)
     train_ppo(
         policies[name],

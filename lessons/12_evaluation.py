@@ -89,13 +89,12 @@ reward_model = place(reward_model, preset.machine, trained=False)
 names = [
     f"beta-{kl_coef:g}" for kl_coef in stage_summary(out, "11_ppo")["kl_coefs"]
 ]
-saved = {"sft": load_policy(out, "07_sft", preset, tokenizer)}
-for name in names:
-    saved[name] = load_policy(out, "11_ppo", preset, tokenizer, name)
-policies = {
-    name: place(policy, preset.machine, trained=False)
-    for name, policy in saved.items()
-}
+places = {"sft": ("07_sft", "policy")} | {n: ("11_ppo", n) for n in names}
+policies = {}
+for key, (stage, name) in places.items():
+    saved = load_policy(out, stage, preset, tokenizer, name)
+    policies[key] = place(saved, preset.machine, trained=False)
+    del saved
 
 # %% [markdown]
 # ## Ask everybody the same

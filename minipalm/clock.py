@@ -11,6 +11,16 @@ from minipalm.config import MachineConfig
 from minipalm.model.place import machine_of
 from minipalm.parallel import ranks
 
+_elsewhere = {"seconds": 0.0}  # spent on what is no step's work
+
+
+@contextmanager
+def not_counted() -> Iterator[None]:
+    """What is done in this block, such as writing a checkpoint, is no step's work."""
+    start = now()
+    yield
+    _elsewhere["seconds"] += now() - start
+
 
 class Clock:
     """Measures a training loop, step by step.
@@ -27,7 +37,7 @@ class Clock:
         self.runs = ranks().world > 1 or machine_of(model) != MachineConfig()
         self.seconds: dict[str, float] = {}
         self.notes: dict[str, float] = {}
-        self.begun = time.perf_counter()
+        self.begun, self.before = time.perf_counter(), _elsewhere["seconds"]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -55,7 +65,8 @@ class Clock:
         """
         if not self.runs:
             return {}
-        seconds, self.begun = now() - self.begun, now()
+        seconds = now() - self.begun - (_elsewhere["seconds"] - self.before)
+        self.begun, self.before = now(), _elsewhere["seconds"]
         phases = {f"seconds/{name}": each for name, each in self.seconds.items()}
         notes, self.seconds, self.notes = self.notes, {}, {}
         rate = tokens / seconds

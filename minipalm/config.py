@@ -302,7 +302,7 @@ SMALL = Preset(
         reuse_logprobs=False,
     ),
     eval_samples=512,
-    machine=MachineConfig(device="auto", compute="bfloat16"),
+    machine=MachineConfig(device="auto", compute="bfloat16", decoder=True),
 )
 
 FULL = Preset(
@@ -340,11 +340,14 @@ FULL = Preset(
     ),
 )
 
-# One GPU of 80 GB: pretraining in bfloat16, then adapters on a frozen policy.
+# One GPU of 80 GB: pretraining in bfloat16, then adapters on a frozen policy. These
+# take larger steps; those of smaller ones would be lost where they are merged.
 FULL_LORA = replace(
     FULL,
     machine=replace(FULL.machine, lora_rank=16, weights="bfloat16"),
-    ppo=replace(FULL.ppo, micro_batch=16),
+    pretrain=replace(FULL.pretrain, micro_batch=2),
+    sft=replace(FULL.sft, lr=1e-4),
+    ppo=replace(FULL.ppo, micro_batch=16, policy_lr=1e-4),
 )
 
 PRESETS = {

@@ -51,7 +51,12 @@ def place(
         trained: its weights will be changed. Those of a frozen network have the type of
             the products, and no gradients.
         weights: type of trained ones.
+
+    Raises:
+        ValueError: a network with adapters, on several GPUs.
     """
+    if has_adapters(model):
+        adapters_alone()
     device = ranks().device if machine.device == "auto" else torch.device("cpu")
     trunk = getattr(model, "trunk", model)
     dtype = TYPES[weights if trained else machine.compute]
@@ -92,15 +97,20 @@ def fine_tuned(
     """
     if not machine.lora_rank:
         return place(start, machine)
+    adapters_alone()
+    reference = reference or place(start, machine, trained=False)
+    generator = torch.Generator(device_of(reference)).manual_seed(seed)
+    policy = with_adapters(reference, machine.lora_rank, generator=generator)
+    return laid_out(policy, machine)
+
+
+def adapters_alone() -> None:
+    """Raises ValueError on several GPUs."""
     if ranks().world > 1:
         raise ValueError(
             "adapters (lora_rank) are for one GPU; on several, train all weights: "
             "choose the scale full"
         )
-    reference = reference or place(start, machine, trained=False)
-    generator = torch.Generator(device_of(reference)).manual_seed(seed)
-    policy = with_adapters(reference, machine.lora_rank, generator=generator)
-    return laid_out(policy, machine)
 
 
 def laid_out(model: Model, machine: MachineConfig) -> Model:
@@ -206,6 +216,11 @@ def in_one_piece(weight: Any, dtype: torch.dtype | None = None) -> Tensor:
     """A weight, put together if it is sharded."""
     weight = weight.to(dtype or weight.dtype)
     return weight.full_tensor() if is_sharded(weight) else weight
+
+
+def own(weight: Any) -> Tensor:
+    """What this process has of it."""
+    return weight.to_local() if is_sharded(weight) else weight
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -261,6 +261,26 @@ def check_rollout(
         check_same_law(logprobs, ref_logprobs, mask, nats)
 
 
+def check_gap(gap: float, nats: float = 0.5) -> None:
+    """Refuse a sampler that is not the policy that is trained.
+
+    Args:
+        gap: mean distance of their log-probabilities of the sampled tokens, nats. In
+            float32 it is 1e-6, in bfloat16 some hundredths.
+        nats: the largest that is rounding.
+
+    Raises:
+        InvariantError: it is larger, or no number, and the checks are not
+            `switched_off`.
+    """
+    if switched_on() and not gap <= nats:
+        raise InvariantError(
+            f"the law that was sampled from is {gap:.3g} nats a token away from the "
+            "policy's. Look first at stale weights of the sampler, then at what the "
+            "two passes do not share: temperature, padding and positions"
+        )
+
+
 def check_finite(name: str, x: Tensor) -> None:
     """Refuse infinities and NaN, by the name of what has them."""
     if not x.isfinite().all():

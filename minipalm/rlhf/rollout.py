@@ -17,7 +17,7 @@ from minipalm.parallel import row_by_row
 from minipalm.rlhf.answers import Tokens, answers_of
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.gae import gae, whiten
-from minipalm.rlhf.invariants import check_rollout
+from minipalm.rlhf.invariants import check_gap, check_rollout
 from minipalm.rlhf.kl import k1
 from minipalm.rlhf.logprobs import masked_mean, response_logits, token_logprobs
 
@@ -233,8 +233,10 @@ def collect(
     if not config.reuse_logprobs:
         with clock.phase("logprobs"):
             logprobs = answer_logprobs(policy, answers, config)
-        gap = masked_mean((logprobs - sampled.logprobs[:, :T]).abs(), mask)
-        clock.note(sampler_gap=gap.item())  # nats a token
+        apart = sampled.logprobs[:, :T] - logprobs  # nats; the mean is a KL
+        gap = masked_mean(apart.abs(), mask).item()
+        clock.note(sampler_gap=gap, sampler_kl=masked_mean(apart, mask).item())
+        check_gap(gap)
     with clock.phase("reference"):
         ref_logprobs = answer_logprobs(reference, answers, config)
     with clock.phase("values"):

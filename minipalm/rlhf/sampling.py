@@ -50,14 +50,13 @@ class Sampler:
         assert policy is self.policy
         how: dict[str, Any] = {"eos_id": eos_id, "temperature": temperature}
         if not machine_of(policy).decoder:
-            return generate(
-                whole(policy),
-                prompts,
-                prompt_mask,
-                max_new_tokens=max_new_tokens,
-                generator=generator,
-                **how,
-            )
+            how |= {"max_new_tokens": max_new_tokens}
+            if generator.device != prompts.device:
+                seed = int(torch.randint(2**62, (), generator=generator))
+                generator = torch.Generator(prompts.device).manual_seed(seed)
+            with merged(policy):
+                model = whole(policy)
+                return generate(model, prompts, prompt_mask, generator=generator, **how)
         B, world = len(prompts), ranks().world
         uniforms = torch.rand(
             B, max_new_tokens, generator=generator, device=generator.device
@@ -67,10 +66,9 @@ class Sampler:
             share(F.pad(x, (0, 0, 0, filled), value=1)).to(prompts.device)
             for x in (prompts, prompt_mask, uniforms)
         ]
-        with merged(policy):
-            decoder = self.ready(len(rows[0]), prompts.shape[1], max_new_tokens)
-            mine = decoder.sample(*rows, **how)
-        if world > 1:  # the whole policy takes more room than this process's part
+        decoder = self.ready(len(rows[0]), prompts.shape[1], max_new_tokens)
+        mine = decoder.sample(*rows, **how)
+        if world > 1 and learns(policy):  # whole, it takes more room than this part
             self.decoder = None
         parts = (mine.responses, mine.mask, mine.logprobs)
         return Sampled(*(gather_rows(part)[:B] for part in parts))
@@ -81,8 +79,16 @@ class Sampler:
         kept, self.decoder = self.decoder, None
         if kept is None or any(a < b for a, b in zip(self.size, size)):
             del kept  # its memory, before the new one's
-            kept, self.size = Decoder(whole(self.policy), *size), size
-        elif not has_adapters(self.policy):  # these have just been merged in place
+            adapted = has_adapters(self.policy)  # they are not merged: bfloat16 would
+            # swallow most of their steps; the decoder adds them as training does
+            model = self.policy if adapted else whole(self.policy)
+            kept, self.size = Decoder(model, *size), size
+        elif learns(self.policy) and not has_adapters(self.policy):  # in place
             kept.refresh(self.policy)
         self.decoder = kept
         return kept
+
+
+def learns(policy: PaLM) -> bool:
+    """Whether its weights may have changed since the last call."""
+    return any(weight.requires_grad for weight in policy.parameters())

@@ -121,8 +121,12 @@ def _save_parts(tensors: Tensors, folder: Path) -> None:
     """Each process's parts into a file of its own; of what all have, one copy."""
     import torch.distributed.checkpoint as dcp
 
+    # A file is put together in memory before it is written: many small ones, then.
+    files = {name: 1 + number // 16 for number, name in enumerate(tensors)}
     with warnings.catch_warnings(action="ignore"):
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = dcp.HuggingFaceStorageWriter(
+            str(folder), fqn_to_index_mapping=files, save_distributed=True
+        )
         dcp.save(tensors, storage_writer=writer)
 
 

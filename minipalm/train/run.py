@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minipalm.clock import not_counted
 from minipalm.data.files import write_text
-from minipalm.parallel import barrier, check_same, is_first
+from minipalm.model.place import own
+from minipalm.parallel import barrier, check_same, is_first, summed
 from minipalm.rlhf.invariants import InvariantError
 from minipalm.train.checkpoint import (
     load_module,
@@ -81,19 +83,37 @@ class Run:
 
         Returns:
             the number of steps already done, and what `save` was given as state.
+
+        Raises:
+            ValueError: the stage is complete, and its checkpoints have been removed.
         """
         checkpoints = self.checkpoints()
-        barrier()  # all have looked before anything is removed
+        # All have looked, and at the same, before anything is removed.
+        check_same(self.name, str(checkpoints[-1:]))
         if not checkpoints:
+            if (self.folder.parent / "done.json").exists() and self.metrics():
+                raise ValueError(
+                    f"{self.folder}: is of a complete stage, whose checkpoints are "
+                    "gone. To train again, remove the stage's folder."
+                )
             self._cut_metrics(0)
             return 0, {}
-        checkpoint = checkpoints[-1]
+        with not_counted():
+            return self._load(checkpoints[-1], modules, optimizers, generators or {})
+
+    def _load(
+        self,
+        checkpoint: Path,
+        modules: Modules,
+        optimizers: Optimizers,
+        generators: Generators,
+    ) -> tuple[int, dict[str, Any]]:
         saved = read_state(checkpoint)
         for name, module in modules.items():
             load_module(module, checkpoint, name)
         for name, optimizer in optimizers.items():
             load_optimizer(optimizer, checkpoint, name)
-        for name, generator in (generators or {}).items():
+        for name, generator in generators.items():
             generator.set_state(read_tensors(checkpoint, name)["state"])
         self._cut_metrics(saved["step"])
         self._drop_older()
@@ -118,8 +138,9 @@ class Run:
             tensors[f"{name}/state"] = generator.get_state()
         self._check_tensors(step, tensors)  # the loss was that of the step before
         folder = self.folder / f"step-{step:06d}"
-        write_checkpoint(folder, tensors, {"step": step, "state": state})
-        self._drop_older()
+        with not_counted():
+            write_checkpoint(folder, tensors, {"step": step, "state": state})
+            self._drop_older()
 
     def log(self, step: int, **metrics: float) -> None:
         """Add a line to metrics.jsonl: {"step": 1, "loss": 3.2}; steps count from 1.
@@ -171,9 +192,12 @@ class Run:
             ) from error
 
     def _check_tensors(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise self._diverged(f"{name} is no longer finite after step {step}")
+        bad = [
+            name for name, tensor in tensors.items() if not own(tensor).isfinite().all()
+        ]
+        if summed(len(bad)):  # also if it is another process's part
+            name = (bad or ["a weight"])[0]
+            raise self._diverged(f"{name} is no longer finite after step {step}")
 
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(

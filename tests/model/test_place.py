@@ -156,29 +156,36 @@ def test_without_a_rank_all_weights_are_trained():
 
 
 def test_adapters_on_several_gpus_are_refused(monkeypatch):
+    adapted = fine_tuned(small_palm(kv_heads=1), LORA)
     two = Ranks(0, 2, torch.device("cpu"))
     monkeypatch.setattr("minipalm.model.place.ranks", lambda: two)
     with pytest.raises(ValueError, match="for one GPU.*the scale full"):
         fine_tuned(small_palm(), LORA)
+    with pytest.raises(ValueError, match="for one GPU.*the scale full"):
+        place(adapted, LORA, trained=False)  # of a run on one GPU, loaded on two
 
 
-def test_a_sampler_follows_the_adapters_and_leaves_the_weights_as_they_were():
-    start = small_palm(kv_heads=1)
-    reference = place(start, LORA, trained=False)
-    policy = moved(fine_tuned(start, LORA, reference))
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_sampler_follows_the_adapters_and_leaves_the_weights_as_they_were(decoder):
+    start, machine = small_palm(kv_heads=1), replace(LORA, decoder=decoder)
+    reference = place(start, machine, trained=False)
+    policy = moved(fine_tuned(start, machine, reference))
     sampler, before = Sampler(policy), copy.deepcopy(policy.state_dict())
-    prompts, mask = ragged([2, 3, 1], [1, 1, 1])[:2]
+    asked = ragged([2, 3, 1], [1, 1, 1])[:2]
     config = PPOConfig(1, 3, 3, 1, 1.0, 1.0, reuse_logprobs=False)
+    networks = policy, reference, small_critic(), lambda *t: t[3].sum(1).float()
+    how = {"config": config, "max_response": 5, "eos_id": EOS, "kl_coef": 0.1}
+
+    def sampling():
+        return {"generator": seeded(), "sample": sampler}
+
     for _ in range(2):  # the second time with the decoder of the first
-        rollout = collect(
-            *(policy, reference, small_critic(), lambda *t: t[3].sum(1).float()),
-            *(prompts, mask),
-            **{"config": config, "max_response": 5, "eos_id": EOS, "kl_coef": 0.1},
-            generator=seeded(),
-            sample=sampler,
-        )
+        rollout = collect(*networks, *asked, **how, **sampling())
         apart = rollout.logprobs - rollout.ref_logprobs
         assert apart.abs().max() > 0.1
+        again = replace(config, reuse_logprobs=True)
+        kept = collect(*networks, *asked, **(how | {"config": again}), **sampling())
+        torch.testing.assert_close(kept.logprobs, rollout.logprobs)
         now = policy.state_dict()
         assert all(torch.equal(x, now[name]) for name, x in before.items())
         moved(policy, seed=1)

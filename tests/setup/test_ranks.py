@@ -13,7 +13,7 @@ from minipalm.course import ROOT
 from minipalm.course.run import STAGES
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
-TIMES = ("seconds", "tokens_per_second", "memory", "sampler_gap")
+TIMES = ("seconds", "tokens_per_second", "memory", "sampler_")
 
 
 def cells(stage):

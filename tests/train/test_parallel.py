@@ -14,7 +14,7 @@ from minipalm.parallel import Ranks, gather_rows, ranks, row_by_row, share, summ
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
 SCRIPT = Path(__file__).with_name("two_ranks.py")
-TIMES = ("seconds", "tokens_per_second", "memory", "sampler_gap")
+TIMES = ("seconds", "tokens_per_second", "memory", "sampler_")
 
 
 def torchrun(number, *arguments):
@@ -106,6 +106,10 @@ def test_sharded_bfloat16_has_float32_gradients_that_are_summed(told):
     assert one["grad"][0] == two["grad"][0] == "torch.float32"
     a, b = (torch.tensor(numbers(x["grad"][1])) for x in (one, two))
     assert (a - b).norm() < 1e-2 * a.norm()
+
+
+def test_a_weight_that_is_no_number_stops_all_processes(told):
+    assert told["one"]["passes"]["not finite"] and told["two"]["passes"]["not finite"]
 
 
 def test_only_the_clock_of_several_processes_runs(told):

@@ -19,12 +19,12 @@ from worlds import OPTIM, PPO, WORLDS, Stopped, draw, network, quiet
 
 from minipalm.config import MachineConfig
 from minipalm.model.generate import generate
-from minipalm.model.place import in_one_piece, place, whole
+from minipalm.model.place import in_one_piece, own, place, whole
 from minipalm.parallel import barrier, check_same, is_first, ranks, row_by_row, summed
 from minipalm.rlhf.sampling import Sampler
 from minipalm.train.heldout import mean_loss
 from minipalm.train.language_model import next_token_loss
-from minipalm.train.run import read_metrics
+from minipalm.train.run import Run, TrainingError, read_metrics
 
 CONFIGS = {name: replace(OPTIM, steps=4, micro_batch=2) for name in WORLDS}
 CONFIGS["ppo"] = replace(PPO, iterations=4, reuse_logprobs=False, micro_batch=2)
@@ -59,7 +59,7 @@ def finish(folder: Path) -> dict:
     }
 
 
-def passes() -> dict:
+def passes(folder: Path) -> dict:
     """Passes without training, whose rows no number of processes divides."""
     policy, rows = network(0), draw(7, 6)
     prompts, mask = rows[:, :3], torch.ones(7, 3, dtype=torch.bool)
@@ -82,6 +82,15 @@ def passes() -> dict:
     loss = next_token_loss(half, rows[:6], 30 * ranks().world)
     loss.backward()
     told["half"] = summed(loss).item()
+    run = Run(folder, seed=0)
+    run.check_weights(1, {"model": half})
+    weight = own(half.blocks[0].w_feedforward.weight)
+    if ranks().rank == ranks().world - 1:  # one process's part
+        weight.data[-1, -1] = torch.nan
+    try:
+        run.check_weights(2, {"model": half})
+    except TrainingError as error:
+        told["not finite"] = "no longer finite after step 2" in str(error)
     grad = in_one_piece(half.blocks[0].w_in.weight.grad)
     told["grad"] = [str(grad.dtype), grad.tolist()]
     return told
@@ -90,7 +99,7 @@ def passes() -> dict:
 def main(folder: Path, other: Path) -> None:
     torch.use_deterministic_algorithms(True)
     quiet()
-    told = {"passes": passes(), "whole": finish(folder / "whole")}
+    told = {"passes": passes(folder / "passes"), "whole": finish(folder / "whole")}
     begin(folder / "cut")
     if is_first():
         shutil.copytree(folder / "cut", folder / "left")  # for another number of us
