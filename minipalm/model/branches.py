@@ -51,7 +51,7 @@ def hidden_with_buffers(
         return compiled(function) if ids.is_cuda else function
 
     x = model.embedding(ids)
-    attended = fed = torch.zeros_like(x)
+    attended, fed = torch.zeros_like(x), torch.zeros_like(x)
     for layer, block in enumerate(model.blocks):
         b: Any = block
         x, read, h = fast(enter)(x, attended, fed, b.norm.weight, b.w_in.weight)
