@@ -101,6 +101,8 @@ def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> N
                 save_file(tensors, temporary / TENSORS)
             barrier()
             if is_first():
+                if sharded:
+                    state = {**state, "parts": _parts(temporary)}
                 (temporary / STATE).write_text(json.dumps(state, indent=1), "utf-8")
                 for path in temporary.iterdir():
                     with open(path, "rb+") as file:
@@ -115,6 +117,11 @@ def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> N
     if is_first():
         shutil.rmtree(aside, ignore_errors=True)
     barrier()
+
+
+def _parts(folder: Path) -> dict[str, int]:
+    """The names of a sharded checkpoint's files, and how many bytes each has."""
+    return {path.name: path.stat().st_size for path in sorted(folder.glob(PARTS))}
 
 
 def _save_parts(tensors: Tensors, folder: Path) -> None:
@@ -178,7 +185,7 @@ def read_tensors(
     """
     path = _standing(folder) / TENSORS
     try:
-        if not path.exists() and any(path.parent.glob(PARTS)):
+        if not path.exists() and _parts(path.parent):
             tensors = _load_parts(path.parent, prefix, like or {})
         else:
             with safe_open(path, framework="pt") as file:
@@ -190,6 +197,11 @@ def read_tensors(
     except OSError as error:
         raise _unreadable(path, error) from None
     except SafetensorError as error:
+        if not path.exists():
+            raise CheckpointError(
+                f"{path.parent}: one of {PARTS} is damaged ({error}). Delete {folder} "
+                "and run again."
+            ) from None
         if _is_pickle(path):
             raise CheckpointError(
                 f"{path}: this is a pickle, which could run any code when loaded. "
@@ -208,9 +220,21 @@ def read_tensors(
 
 
 def _load_parts(folder: Path, prefix: str, like: Mapping[str, Any]) -> Tensors:
-    """What several processes have written, for as many as there are now."""
+    """What several processes have written, for as many as there are now.
+
+    Raises:
+        CheckpointError: a file is missing, or has another size than it had.
+    """
     import torch.distributed.checkpoint as dcp
 
+    told, there = read_state(folder).get("parts", {}), _parts(folder)
+    for name in sorted(told.keys() | there.keys()):
+        if told.get(name) != there.get(name):
+            raise CheckpointError(
+                f"{folder / name}: expected a file of {told.get(name, 0)} bytes, found "
+                f"{there.get(name, 0)}: the checkpoint is not whole. Copy it again, or "
+                f"delete {folder} and run again."
+            )
     with warnings.catch_warnings(action="ignore"):
         reader = dcp.HuggingFaceStorageReader(str(folder))
         found: Mapping[str, Any] = reader.read_metadata().state_dict_metadata

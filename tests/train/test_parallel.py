@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from minipalm import parallel
+from minipalm.model.palm import PaLM
 from minipalm.parallel import Ranks, gather_rows, ranks, row_by_row, share, summed
+from minipalm.train.checkpoint import CheckpointError, load_module
+from tests.train.worlds import NET
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -37,9 +40,14 @@ def torchrun(number, *arguments):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def ranks_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def told(ranks_folder):
     """What one process and what two have to tell; each takes over the other's runs."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder = ranks_folder
     torchrun(1, folder / "one", folder / "none")
     torchrun(2, folder / "two", folder / "one" / "left")
     torchrun(1, folder / "back", folder / "two" / "left")
@@ -106,6 +114,29 @@ def test_sharded_bfloat16_has_float32_gradients_that_are_summed(told):
     assert one["grad"][0] == two["grad"][0] == "torch.float32"
     a, b = (torch.tensor(numbers(x["grad"][1])) for x in (one, two))
     assert (a - b).norm() < 1e-2 * a.norm()
+
+
+def test_a_sharded_checkpoint_that_is_not_whole_is_refused(told, ranks_folder):
+    [folder] = (ranks_folder / "two/whole/ppo").glob("step-*")
+    files = sorted(folder.glob("shard-*"))
+    assert len(files) > 2 and {name.name[6:11] for name in files} == {"00001", "00002"}
+    network = PaLM(NET)
+    load_module(network, folder, "policy")
+    for path in files:
+        whole = path.read_bytes()
+        for broken in (None, whole[: len(whole) // 2], whole + b"x"):
+            path.unlink()
+            if broken is not None:
+                path.write_bytes(broken)
+            with pytest.raises(CheckpointError, match=f"{path.name}.*not whole"):
+                load_module(network, folder, "policy")
+            path.write_bytes(whole)
+    for junk in (b"\xff" * 64,):  # right in size, and no safetensors file
+        whole = files[0].read_bytes()
+        files[0].write_bytes(junk + whole[len(junk) :])
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_module(network, folder, "policy")
+        files[0].write_bytes(whole)
 
 
 def test_a_weight_that_is_no_number_stops_all_processes(told):
