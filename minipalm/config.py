@@ -340,8 +340,8 @@ FULL = Preset(
     ),
 )
 
-# One GPU of 80 GB: pretraining in bfloat16, then adapters on a frozen policy. These
-# take larger steps; those of smaller ones would be lost where they are merged.
+# One GPU of 80 GB: pretraining in bfloat16, which rounds small steps away (see
+# docs/full_size.md), then adapters on a frozen policy. These take larger steps.
 FULL_LORA = replace(
     FULL,
     machine=replace(FULL.machine, lora_rank=16, weights="bfloat16"),
