@@ -21,6 +21,7 @@ import runpy
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -147,13 +148,31 @@ def reason(error: BaseException) -> str:
     """One line for an exception: the failing cell's own error where there is one."""
     from papermill.exceptions import PapermillExecutionError
 
-    if isinstance(error, SystemExit):
-        return f"stopped by {signal.Signals(int(error.code or 0) - 128).name}"
+    if isinstance(error, Stopped):
+        died = "the kernel had died; " if error.kernel_died else ""
+        return f"{died}stopped by {error.signal.name}"
     if isinstance(error, PapermillExecutionError):
         message = " ".join(str(error.evalue).split())
         return f"cell [{error.exec_count}]: {error.ename}: {message}"
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[-1]}"
+
+
+class Stopped(SystemExit):
+    """A signal has asked this process to end.
+
+    Where a rank's kernel dies, the others may notice first, and torchrun stops that
+    rank before it has said why: so we look.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+        self.kernel_died = False
+        if psutil := sys.modules.get("psutil"):
+            with suppress(psutil.Error):  # it goes while we look
+                states = [child.status() for child in psutil.Process().children()]
+                self.kernel_died = psutil.STATUS_ZOMBIE in states
 
 
 def stop_on_signals() -> None:
@@ -171,7 +190,7 @@ def stop_on_signals() -> None:
             # not SIG_IGN: Python laments a signal that was already on its way
             signal.signal(each, lambda *_: None)
         logging.disable()  # nor shall libraries, about a kernel that went away
-        raise SystemExit(128 + number)
+        raise Stopped(number)
 
     for each in signals:
         signal.signal(each, stop)

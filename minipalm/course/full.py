@@ -104,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         nodes = find_nodes(args, len(gpus))
         check_place(args.out, args.scale, args.seed)
         args.inputs = all_inputs(args)
+        where = f"{nodes.count} × {nodes.ranks} on {gpus[0] if gpus else 'the CPU'}"
+        print(f"{args.scale}: machines × processes {where}", flush=True)
         cores = (os.cpu_count() or 1) // nodes.ranks
         if not is_small(args.scale):
             os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))

@@ -140,6 +140,25 @@ def test_ctrl_c_and_sigterm_together_leave_one_line_and_no_kernel(
         assert not any(kernel.is_running() for kernel in kernels)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_kernel_that_had_died_is_said_also_by_a_rank_that_is_stopped(
+    write_notebook, python, tmp_path
+):
+    notebook = write_notebook(
+        "wait", "print(1, flush=True)\nimport time; time.sleep(9)"
+    )
+    process = python(*SPMD, notebook, tmp_path / "out.ipynb")
+    process.stdout.readline()
+    (kernel,) = psutil.Process(process.pid).children()
+    kernel.kill()
+    while kernel.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.001)
+    process.terminate()  # another rank has noticed first
+    code, _, err = finish(process)
+    assert code == 128 + signal.SIGTERM
+    assert "the kernel had died; stopped by SIGTERM" in err
+
+
 def test_a_rogue_kernelspec_cannot_hijack_the_run(write_notebook, python, tmp_path):
     spec = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
