@@ -107,10 +107,11 @@ def test_rows_have_the_time_at_which_they_were_logged():
 
 
 def test_without_tensorboard_a_run_goes_on_as_ever(run, monkeypatch, capsys):
+    before = threading.active_count()  # tqdm may have one
     monkeypatch.setattr(events, "find_spec", lambda name: None)
     with events.following(run):
         pass
-    assert threading.active_count() == 1
+    assert threading.active_count() == before
     assert events.main([str(run)]) == 2
     assert 'pip install -e ".[full]"' in capsys.readouterr().err
 
