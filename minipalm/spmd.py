@@ -13,18 +13,16 @@ prints, rank k writes OUTPUT's name with .rank-k in it.
 
 import argparse
 import ast
-import ctypes
 import json
-import logging
 import os
 import runpy
 import signal
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
+
+from minipalm.stopping import Stopped, die_with_parent, stop_on_signals
 
 # Optional to Jupyter; compiles a grammar when imported, which takes 3 s of CPU time.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -156,50 +154,6 @@ def reason(error: BaseException) -> str:
         return f"cell [{error.exec_count}]: {error.ename}: {message}"
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[-1]}"
-
-
-class Stopped(SystemExit):
-    """A signal has asked this process to end.
-
-    Where a rank's kernel dies, the others may notice first, and torchrun stops that
-    rank before it has said why: so we look.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.signal = signal.Signals(number)
-        self.kernel_died = False
-        if psutil := sys.modules.get("psutil"):
-            with suppress(psutil.Error):  # it goes while we look
-                states = [child.status() for child in psutil.Process().children()]
-                self.kernel_died = psutil.STATUS_ZOMBIE in states
-
-
-def stop_on_signals() -> None:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into SystemExit(128 + signal).
-
-    So the notebook is saved and the kernel ended on the way out. Kernels live in a
-    session of their own: no signal of a terminal or a batch system reaches them.
-    """
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP"):
-        signals.append(signal.SIGHUP)
-
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        for each in signals:  # once is enough: saving must not be cut short
-            # not SIG_IGN: Python laments a signal that was already on its way
-            signal.signal(each, lambda *_: None)
-        logging.disable()  # nor shall libraries, about a kernel that went away
-        raise Stopped(number)
-
-    for each in signals:
-        signal.signal(each, stop)
-
-
-def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Receive a signal when the parent dies, even by kill -9 (Linux has this)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, number)  # 1 is PR_SET_PDEATHSIG
 
 
 def become_kernel() -> None:

@@ -27,7 +27,7 @@ from minipalm.course.run import (
     signals_as_they_were,
 )
 from minipalm.data.lock import lock
-from minipalm.spmd import stop_on_signals
+from minipalm.stopping import stop_on_signals
 from minipalm.train.events import following
 from minipalm.train.progress import read_progress, write_machine
 

@@ -38,7 +38,8 @@ from minipalm.data.datasets import (
 from minipalm.data.files import fingerprint
 from minipalm.data.lines import input_files
 from minipalm.data.lock import lock
-from minipalm.spmd import known_parameters, stop_on_signals
+from minipalm.spmd import known_parameters
+from minipalm.stopping import stop_on_signals
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
 STAGES = ("06_palm", "07_sft", "08_reward_model", "11_ppo", "12_evaluation")

@@ -14,7 +14,7 @@ import signal
 import sys
 
 from minipalm.course.heartbeat import Heartbeat
-from minipalm.spmd import die_with_parent
+from minipalm.stopping import die_with_parent
 
 
 def how_it_ended(code: int) -> str:

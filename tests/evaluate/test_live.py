@@ -13,11 +13,10 @@ from minipalm.config import get_preset
 from minipalm.data.lock import is_held, lock
 from minipalm.evaluate.report import write_report
 from minipalm.model.palm import count_parameters
+from minipalm.train.ceiling import known_ceiling, operations
 from minipalm.train.progress import (
     Training,
     duration,
-    known_ceiling,
-    operations,
     read_progress,
     write_machine,
 )
