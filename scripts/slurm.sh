@@ -1,6 +1,7 @@
 #!/bin/bash
 # The pipeline at full size under Slurm:   sbatch scripts/slurm.sh [options of ./course full]
-# Out of time, or stopped for others? The same line resumes; with --requeue Slurm does it by itself.
+# The same line resumes what was stopped. Where a machine fails, or others go before, Slurm
+# does that by itself (--requeue); a job that is out of time has to be submitted again.
 #SBATCH --job-name=minipalm
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1      # one command a machine; it starts a rank for each GPU

@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from minipalm.config import get_preset
+from minipalm.config import Preset, get_preset
 from minipalm.course import ROOT
 from minipalm.course.nodes import Nodes, add_options, find_nodes
 from minipalm.course.run import (
@@ -43,6 +43,24 @@ def find_gpus(args: argparse.Namespace) -> list[str]:
         torch.cuda.get_device_name(number)
         for number in range(torch.cuda.device_count())
     ]
+
+
+def check_ranks(preset: Preset, ranks: int) -> None:
+    """Raises ValueError if so many ranks cannot train what the preset wants."""
+    if ranks > 1 and preset.machine.lora_rank:
+        raise ValueError(f"adapters are for one GPU, and not {ranks}: add --gpus 1")
+    for name, size in {
+        "pretrain.batch_size": preset.pretrain.batch_size,
+        "sft.batch_size": preset.sft.batch_size,
+        "reward.optim.batch_size": preset.reward.optim.batch_size,
+        "ppo.batch_size": preset.ppo.batch_size,
+        "ppo.minibatch_size": preset.ppo.minibatch_size,
+    }.items():
+        if size % ranks:
+            raise ValueError(
+                f"{name} is {size}, which {ranks} ranks cannot share equally: take "
+                "another number of them, or another size in minipalm/config.py"
+            )
 
 
 def follow(args: argparse.Namespace, stages: list[str], nodes: Nodes) -> int:
@@ -102,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         get_preset(args.scale)
         gpus = find_gpus(args)
         nodes = find_nodes(args, len(gpus))
+        check_ranks(get_preset(args.scale), nodes.ranks * nodes.count)
         check_place(args.out, args.scale, args.seed)
         args.inputs = all_inputs(args)
         where = f"{nodes.count} × {nodes.ranks} on {gpus[0] if gpus else 'the CPU'}"

@@ -19,7 +19,9 @@ JOIN = timedelta(minutes=10)  # for the others to begin
 class Heartbeat:
     """This machine's part. As a context it beats; `ended` says why others stopped.
 
-    When another machine ends badly or is lost, this process gets SIGTERM.
+    When another machine ends badly or is lost, this process gets SIGTERM. The store
+    lies on machine 0: if that goes dark, a question to it is never answered. So one
+    thread asks, and another looks whether it has had an answer.
 
     Args:
         host, port: of machine 0's store.
@@ -30,9 +32,11 @@ class Heartbeat:
     def __init__(self, host: str, port: int, number: int, count: int) -> None:
         self.host, self.port = host, port
         self.number, self.others = number, [n for n in range(count) if n != number]
-        self.ended = ""
+        self.seen = {n: (0, time.monotonic()) for n in self.others}
+        self.ended = self.reason = ""
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.asking = threading.Thread(target=self._ask, daemon=True)
+        self.looking = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "Heartbeat":
         from torch.distributed import TCPStore
@@ -44,52 +48,63 @@ class Heartbeat:
             timeout=JOIN,
             wait_for_workers=False,
         )
-        self.thread.start()
+        self.answered = time.monotonic()
+        self.asking.start()
+        self.looking.start()
         return self
 
     def leave(self, reason: str = "") -> None:
         """Say that this machine has ended: badly, if there is a reason."""
+        self.reason = reason
         self.over.set()
-        self.thread.join()
-        try:
-            if reason:
-                self.store.set("ended", reason)
-            self.store.set(f"left/{self.number}", "")
-            deadline = time.monotonic() + 5 * SIGN
-            while self.number == 0 and time.monotonic() < deadline:  # it has the store
-                if all(self._left(n) or not self._signs(n) for n in self.others):
-                    break
-                time.sleep(0.1)
-        except RuntimeError:  # the store is gone, so the others know
-            pass
+        self.asking.join(6 * SIGN)  # no longer: nobody may be there to hear it
 
     def __exit__(self, *_: object) -> None:
         if not self.over.is_set():
             self.leave("a machine was stopped")
 
-    def _signs(self, number: int) -> int:
-        """How many signs of life a machine has given."""
-        return self.store.add(f"signs/{number}", 0)
+    def _ask(self) -> None:
+        try:
+            while not self.over.wait(SIGN) and not self.ended:
+                self._exchange()
+                self.answered = time.monotonic()
+            self.over.wait()
+            self._say_goodbye()
+        except RuntimeError:  # the store is gone
+            if not self.over.is_set():
+                self._stop("machine 0 is lost")
 
-    def _left(self, number: int) -> bool:
-        return self.store.check([f"left/{number}"])
+    def _exchange(self) -> None:
+        """Give a sign of life; hear whether another ended. Machine 0 counts signs."""
+        self.store.add(f"signs/{self.number}", 1)
+        if self.store.check(["ended"]):
+            self._stop(self.store.get("ended").decode())
+        for n in self.others if self.number == 0 else []:
+            signs, (before, since) = self.store.add(f"signs/{n}", 0), self.seen[n]
+            if signs != before or not signs or self.store.check([f"left/{n}"]):
+                self.seen[n] = signs, time.monotonic()
+            elif time.monotonic() - since > LOST:
+                self.store.set("ended", f"machine {n} is lost")
 
-    def _watch(self) -> None:
-        seen = {n: (0, time.monotonic()) for n in self.others}
-        while not self.over.wait(SIGN):
-            try:
-                self.store.add(f"signs/{self.number}", 1)
-                if self.store.check(["ended"]):
-                    self.ended = self.store.get("ended").decode()
-                for n in self.others if self.number == 0 else []:
-                    signs, since = self._signs(n), seen[n][1]
-                    if signs != seen[n][0] or not signs or self._left(n):
-                        seen[n] = signs, time.monotonic()
-                    elif time.monotonic() - since > LOST:
-                        self.ended = f"machine {n} is lost"
-                        self.store.set("ended", self.ended)
-            except RuntimeError:
-                self.ended = "machine 0 is lost"
-            if self.ended:
-                os.kill(os.getpid(), signal.SIGTERM)  # torchrun ends its ranks
-                return
+    def _say_goodbye(self) -> None:
+        """Leave a word for the others; machine 0, which has the store, waits a while
+        for theirs."""
+        if self.reason:
+            self.store.set("ended", self.reason)
+        self.store.set(f"left/{self.number}", "")
+        deadline = time.monotonic() + 5 * SIGN
+        for n in self.others if self.number == 0 else []:
+            while self.seen[n][0] and not self.store.check([f"left/{n}"]):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.1)
+
+    def _look(self) -> None:
+        while not self.over.wait(SIGN) and not self.ended:
+            if time.monotonic() - self.answered > LOST:
+                self._stop("machine 0 is lost")
+
+    def _stop(self, reason: str) -> None:
+        if not self.ended:
+            self.ended = reason
+            os.kill(os.getpid(), signal.SIGTERM)  # torchrun ends its ranks

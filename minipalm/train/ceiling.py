@@ -29,7 +29,11 @@ def operations(preset: Preset, name: str) -> Callable[[Row], float]:
         one += 2 * forward_flops(trunk, length / 2)  # values, scores
         one += ppo.epochs * training_flops(network, length, adapters)
         one += ppo.epochs * training_flops(trunk, length)
-        return lambda row: ppo.batch_size * length * one
+        return lambda row: (
+            ppo.batch_size
+            * (preset.max_prompt + row.get("length", preset.max_response))  # no padding
+            * one
+        )
     if stage != "08_reward_model":
         length = preset.window
     each = training_flops(network, length, adapters and run == "policy")

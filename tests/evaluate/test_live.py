@@ -209,6 +209,9 @@ def test_an_iteration_of_ppo_counts_every_pass_once():
     sum_by_hand = tokens * (policy * (2 + 2 + 2 + 6) + trunk * (2 + 2 + 6))
     found = operations(preset, "11_ppo/beta-0.05")({"step": 1, "seconds": 9.0})
     assert found == pytest.approx(sum_by_hand, rel=0.02)
+    row = {"step": 1, "seconds": 9.0, "length": 64.0}  # answers of half the length
+    short = operations(preset, "11_ppo/beta-0.05")(row)
+    assert short == pytest.approx(found * (128 + 64) / 256)
 
 
 def test_a_gpu_is_known_by_its_drivers_name():

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from minipalm.config import get_preset
 from minipalm.course import ROOT
+from minipalm.course.full import check_ranks
 from minipalm.course.nodes import Nodes, find_nodes
 from minipalm.course.supervise import how_it_ended
 from minipalm.data.tokenizer import train_tokenizer
@@ -318,22 +319,24 @@ def test_two_machines_meet_at_every_stage_and_resume(pipeline, machines):
         assert texts(path) == f"met {n}\n"
 
 
-def test_a_machine_that_goes_dark_ends_the_others(pipeline, machines):
+@pytest.mark.parametrize("dark", [0, 1])
+def test_a_machine_that_goes_dark_ends_the_others(pipeline, machines, dark):
     pipeline.stage("two", stuck(DEAF))
-    first, second = machines()
-    others = kernels(pipeline.folder)
-    lost = psutil.Process(second.pid).children(recursive=True)
-    for process in [*lost, psutil.Process(second.pid)]:
+    pair = machines()
+    other, gone = pair[1 - dark], psutil.Process(pair[dark].pid)
+    here = kernels(pipeline.folder)[1 - dark]
+    lost = [*gone.children(recursive=True), gone]
+    for process in lost:
         process.suspend()  # no process ends, no connection closes
     begin = time.monotonic()
     try:
-        code, _, err = finish(first)
+        code, _, err = finish(other)
     finally:
         for process in lost:
             process.kill()
     assert code == 1 and time.monotonic() - begin < 45
-    assert "machine 1 is lost; all ranks were stopped" in err
-    assert all_gone(others)
+    assert f"machine {dark} is lost; all ranks were stopped" in err
+    assert all_gone([here])
 
 
 # --- the real thing -------------------------------------------------------------------
@@ -465,6 +468,21 @@ def test_slurm_says_which_machine_this_is():
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         find_nodes(options(**given), 1, {})
+
+
+@pytest.mark.parametrize(
+    ("scale", "ranks", "message"),
+    [
+        ("full-lora", 2, "adapters are for one GPU, and not 2: add --gpus 1"),
+        ("full", 3, "pretrain.batch_size is 256, which 3 ranks cannot share"),
+        ("smoke", 16, "sft.batch_size is 24, which 16 ranks"),
+    ],
+)
+def test_ranks_that_cannot_share_the_work_are_refused(scale, ranks, message):
+    with pytest.raises(ValueError, match=message):
+        check_ranks(get_preset(scale), ranks)
+    check_ranks(get_preset(scale), 1)
+    check_ranks(get_preset("full"), 8)
 
 
 def test_a_wrong_word_is_said_in_one_line_before_anything_runs(pipeline, tmp_path):
