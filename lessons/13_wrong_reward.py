@@ -60,8 +60,10 @@ from minipalm.plot.overoptimisation import (
     by_quality,
     choosing,
     compared,
+    ends,
     law_of_a_run,
     length_rests,
+    peaks,
     rise_and_fall,
     spoken,
     stopped,
@@ -182,7 +184,8 @@ interactive(
 # ## More runs than a lesson has time for
 #
 # The rest was run beforehand, on several seeds, each with data, SFT and reward
-# models of its own. `./course results overoptimisation` makes it again.
+# models of its own. `plain` is the reward model with the most comparisons, and
+# with nothing else wrong. `./course results overoptimisation` makes it again.
 
 # %%
 path = Path("data/results/overoptimisation.json")
@@ -201,14 +204,16 @@ print("iterations:", results["settings"]["ppo"]["iterations"])
 rise_and_fall(runs, ["plain", "pairs 800", "pairs 200"])
 
 # %% [markdown]
-# Thin lines are seeds. All proxies rise alike: from the training curve you
-# could not tell a good reward model from a bad one. Now give them as many
-# pairs each, and make something else wrong:
+# Thin lines are seeds; all lines are smoothed. The poorest peaks lowest. At
+# the end it is highest, but look how near to SFT its line stops: at equal
+# distance it is the lowest there, too. All proxies rise alike: from the
+# training curve you could not tell a good reward model from a bad one. Now
+# give them as many pairs each, and make something else wrong:
 
 # %%
 families = {
     "label noise": {
-        "plain": "as he meant",
+        "plain": "labels as meant",
         "flipped 0.15": "15 % turned round",
         "flipped 0.3": "30 % turned round",
     },
@@ -273,7 +278,7 @@ for name in ("plain", "pairs 800", "pairs 200"):
 # %% [markdown]
 # Two numbers describe forty points, give or take the scatter. A law would be
 # worth more if it warned you. **Predict.** Fit it to the climb only. Will it
-# know where the fall begins? Move `until`.
+# know how deep the fall goes? Move `until`.
 
 # %%
 interactive(
@@ -292,16 +297,17 @@ interactive(
 
 # %% [markdown]
 # Choosing among n answers optimises, too. Its KL is known exactly,
-# log n − (n − 1)/n, and lesson 15's estimator reads every n off one batch:
+# log n − (n − 1)/n. Lesson 15 shows how one batch tells what every n gains:
 
 # %%
 choosing(results["best_of_n"], ["plain", "pairs 800", "pairs 200"], fit_law)
 
 # %% [markdown]
 # The worst reward model has the highest proxy, and its gold has stopped
-# rising. Now compare distances with the runs above: choosing gains as much as
-# PPO at a fraction of the KL. So KL does not say how hard you have optimised,
-# unless you compare within one method.
+# rising. Now compare with the peaks above. By the best of the three, choosing
+# gains as much as PPO at a fraction of the KL; by the other two it never gets
+# there. So KL does not say how hard you have optimised, unless you compare
+# within one method.
 
 # %% [markdown]
 # ## Stop in time, or pay for the way
@@ -363,10 +369,11 @@ for name in kinds:
     print(f"{name:34}" + "".join(f"{x:8.2f}" for x in means))
 
 # %% [markdown]
-# Fresh labels work: a few comparisons with SFT at each iteration. The held-out
-# reward model comes too late. It has seen other comparisons, but of the same
-# SFT answers, and so it is blind where the proxy is blind. Held out is not
-# enough: a signal has to see what the policy does *now*.
+# Fresh labels work: a few comparisons with SFT at each iteration. The other
+# reward model, held out from training, comes too late. It has seen other
+# comparisons, but of the same SFT answers, and so it is blind where the proxy
+# is blind. Held out is not enough: a signal has to see what the policy does
+# *now*.
 
 # %% [markdown]
 # ## Ask several
@@ -403,8 +410,9 @@ print("each model, of yours:", [round(x, 1) for x in scores.mean(1).tolist()])
 
 # %% [markdown]
 # Your policy has never been paid by these five. What do they think of its
-# tricks? All like them. They differ more than about SFT, but in how *much*
-# they like them: disagreement is a signal, and a weak one.
+# tricks? None gives less than for SFT's answers, whose mean is 0. They differ
+# more than about SFT, but in how *much* they like it: disagreement is a
+# signal, and a weak one.
 #
 # Now policies are paid by them, or answers chosen. **Predict**: which falls
 # least? The first line is a single model of a fifth of the comparisons, the
@@ -432,18 +440,19 @@ interactive(paid, by=["PPO", "best of n"])
 # %%
 print("gold              at its peak        at the end")
 for name, called in five.items():
-    tops = [max(curve["gold"]) for curve in runs[name].values()]
-    last = [curve["gold"][-1] for curve in runs[name].values()]
     cells = []
-    for x in (torch.tensor(tops), torch.tensor(last)):
+    for x in map(torch.tensor, (peaks(runs[name]), ends(runs[name]))):
         cells.append(f"{x.mean():6.2f} ± {x.std():.2f}")
     print(f"{called:14}" + "     ".join(cells))
 
 # %% [markdown]
 # The same comparisons, split over five models, fall less deep than in one, and
-# least of all where the most severe model speaks. An ensemble repairs what its
-# members do not share: their noise. What they share stays. All five have read
-# SFT's answers, none has seen a repetition, and all policies fall in the end.
+# least of all where the most severe model speaks. In part that is because they
+# stay nearer to SFT, and in part they are better at equal distance.
+#
+# An ensemble repairs what its members do not share: their noise. What they
+# share stays. All five have read SFT's answers, none has seen a repetition,
+# and all policies fall in the end.
 
 # %% [markdown]
 # ## Length
@@ -469,8 +478,12 @@ effect = length_effect(scores, lengths, gold)
 length_rests(scores, lengths, gold, effect)
 
 # %% [markdown]
-# Do all the other reward models of this lesson care for length? Nobody has
-# planted anything there.
+# Here gold changes little: SFT's good answers are hardly longer. You will
+# meet a case where it changes all.
+#
+# Do the reward models of the prepared runs care for length? `per_token` has
+# the same thing planted, and `within1` learned from its pairs of nearly equal
+# length. Nobody has planted anything in the others.
 
 # %%
 print("                  slope at equal gold, by seed")
@@ -519,7 +532,8 @@ compared(runs, cures, ("gold", "tokens"), "iteration")
 #
 # At the end of a run the policy no longer ends its sentences: text without an
 # end was never compared either. Since lesson 09 such answers pay a penalty.
-# **Predict.** Take it away: what changes in gold?
+# **Predict.** Take it away: what changes in the answers, and in gold?
+# (*Freshness* is the part of gold that a repeated word costs.)
 
 # %%
 rules = {"no penalty": "no penalty", "plain": "a penalty of 1"}
@@ -528,6 +542,7 @@ compared(runs, rules, ("unfinished", "fresh"), "iteration")
 # %% [markdown]
 # The rule delays one trick, as long as the trick pays less than the rule
 # costs. Freshness falls just the same: about repetition the rule says nothing.
+# In gold, in the title, the seeds differ by more than the rule brings.
 # Rules are cheap, and worth having. They repair no reward model.
 #
 # Listen to some of the policies of this lesson, each on its own way. Which

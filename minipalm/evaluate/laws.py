@@ -72,13 +72,13 @@ def fit_law(columns: Float[Tensor, "N 2"], gains: Float[Tensor, "N"]) -> LawFit:
         gains: y, gold less SFT's gold, in the order of the rows.
 
     Returns:
-        a `LawFit` of plain numbers: α, β, their standard errors (roots of their
-        variances), and s.
+        `LawFit(alpha, beta, alpha_error, beta_error, scatter)`, plain numbers: α, β,
+        their standard errors (roots of their variances), and s.
 
     Raises:
         ValueError: fewer than three points, or all at one distance: XᵀX has no inverse
-            (call it none if its determinant is below 1e-9 of the product of its
-            diagonal).
+            (call it none unless its determinant is above 1e-9 of the product of its
+            diagonal; both are 0 where log d is 0 in all rows).
 
     Example: columns (1, −1), (2, −4), (3, −9), gains (1, 2, 2): α is 1.3947 ± .2605,
     β .2368 ± .0985, and s .2294.
@@ -111,6 +111,9 @@ def ppo_peak(alpha: float, beta: float) -> Peak:
 
     Args:
         alpha, beta: of the law. beta must be above 0: else it rises for ever.
+
+    Returns:
+        `Peak(d, gain)`: the distance √KL, and R there.
 
     Raises:
         ValueError: beta is 0 or below: the law has no peak.

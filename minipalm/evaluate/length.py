@@ -46,9 +46,10 @@ def length_effect(
         gold: how good the answers really are, by a careful audit.
 
     Returns:
-        a `LengthEffect`: the slope Σ s l / Σ l² of the best line for s in l, score
-        units a token, and the correlation of both, Σ s l / √(Σ s² Σ l²). Both are 0.0
-        where Σ s² or Σ l² is nothing but rounding, below 1e-12.
+        `LengthEffect(slope, correlation)`, plain numbers: the slope Σ s l / Σ l² of the
+        best line for s in l, score units a token, and the correlation of both,
+        Σ s l / √(Σ s² Σ l²). Both are 0.0 where Σ s² or Σ l² is nothing but rounding,
+        below 1e-12.
 
     Raises:
         ValueError: fewer than three answers.

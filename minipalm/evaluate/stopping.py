@@ -25,8 +25,9 @@ def stop_at(signal: Sequence[float], patience: int, window: int = 1) -> Stop:
         window: values that are averaged, 1 or more.
 
     Returns:
-        a `Stop`: the iteration of the highest mean so far, and the last one run. If
-        patience never runs out, that is the last of the signal.
+        `Stop(kept, seen)`: the iteration of the highest mean so far, and the last one
+        run, both counted from 0. If patience never runs out, `seen` is the last of the
+        signal.
 
     Raises:
         ValueError: there is no signal, or patience or window is below 1.

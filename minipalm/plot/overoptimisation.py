@@ -89,7 +89,9 @@ def over_seeds(seeds: Seeds, key: str) -> list[float]:
 def spread(values: Sequence[float], form: str = ".1f") -> str:
     """Mean ± standard deviation, for a title; of one value the value."""
     mean = number(statistics.fmean(values), form)
-    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
+    if len(values) == 1:
+        return mean
+    return f"{mean}\u00a0±\u00a0{statistics.stdev(values):{form}}"
 
 
 # --- runs beside each other ---------------------------------------------------------
@@ -117,7 +119,8 @@ def side_by_side(
     for hue, (name, text) in zip(HUES, called(names).items()):
         for ax, key in zip(axes, keys):
             along = smooth(over_seeds(runs[name], "distance"))
-            for run in runs[name].values():
+            several = runs[name].values() if len(runs[name]) > 1 else ()
+            for run in several:
                 own = smooth(distance(run), 5)
                 steps = own if against == "distance" else range(len(own))
                 ax.plot(steps, smooth(run[key], 5), color=COLORS[hue], linewidth=0.6)
@@ -316,7 +319,7 @@ def stopped(run: Curve, stops: Mapping[str, Stop]) -> Figure:
         for name, one in stops.items()
     )
     figure, [ax] = new_figure(
-        f"Gold of what is kept by: {kept} (at most {gold[best]:.1f})", height=3.4
+        f"Gold where each signal's high is: {kept} (best {gold[best]:.1f})", height=3.4
     )
     ax.plot(gold, color=COLORS["gold"], linewidth=2.2)
     for step, (hue, (name, one)) in enumerate(zip(HUES, stops.items())):
@@ -324,7 +327,9 @@ def stopped(run: Curve, stops: Mapping[str, Stop]) -> Figure:
         ax.plot(one.kept, gold[one.kept], "o", color=COLORS[hue], markersize=9)
         low = min(gold) - 0.25 * (step + 1)
         ax.plot([one.kept, one.seen], [low, low], color=COLORS[hue], linewidth=3)
-    ax.set(xlabel="iteration (bars below: waited in vain)", ylabel=UNITS["gold"])
+    waited = any(one.seen > one.kept for one in stops.values())
+    bars = " (bars below: waited in vain)" if waited else ""
+    ax.set(xlabel=f"iteration{bars}", ylabel=UNITS["gold"])
     legend_below(figure, ax)
     return figure
 
@@ -362,7 +367,8 @@ def length_rests(
     head(axes[0], "as they are")
     head(axes[1], "less what gold explains")
     axes[0].set(xlabel="length, tokens", ylabel="score, sd")
-    axes[1].set_xlabel("length beyond what gold explains")
+    beyond = "beyond what gold explains"
+    axes[1].set(xlabel=f"length {beyond}", ylabel=f"score {beyond}")
     return figure
 
 

@@ -265,6 +265,17 @@ FIT_LAW = Exercise(
             ("gains.double()", "gains.double() - gains.double().mean()"),
         ),
         Trap(
+            "A constant was fitted besides. Every law is 0 at SFT: there are two "
+            "columns, and no third of ones.",
+            ("columns.double()", "columns.double() - columns.double().mean(0)"),
+            ("gains.double()", "gains.double() - gains.double().mean()"),
+        ),
+        Trap(
+            "These errors are divided by √N once more. XᵀX is a sum over points: its "
+            "inverse shrinks with N already.",
+            ("inverse.diagonal()).sqrt()", "inverse.diagonal() / len(X)).sqrt()"),
+        ),
+        Trap(
             "In float32 the products of nearly equal distances lose the digits that "
             "matter. Convert to float64 first.",
             ("columns.double(), gains.double()", "columns.float(), gains.float()"),
@@ -348,6 +359,8 @@ def peak_by_tensor(alpha, beta):
     return Peak(d.item(), (b * d).item())
 
 
+LAW_THERE = ("Peak(d, beta * d)", "Peak(d, d * (alpha - beta * math.log(d)))")
+
 PPO_PEAK = Exercise(
     id="13.3",
     answer=ppo_peak,
@@ -371,8 +384,40 @@ PPO_PEAK = Exercise(
             ("alpha / beta - 1", "alpha / beta"),
         ),
         Trap(
+            "R is 0 at this distance, not largest: its slope has a −β besides, since d "
+            "log d grows by log d + 1.",
+            ("alpha / beta - 1", "alpha / beta"),
+            LAW_THERE,
+        ),
+        Trap(
             "The 1 has the wrong sign: α − β log d − β = 0 at the peak.",
             ("alpha / beta - 1", "alpha / beta + 1"),
+        ),
+        Trap(
+            "The 1 is to be taken off: solve α − β log d − β = 0 for log d.",
+            ("alpha / beta - 1", "alpha / beta + 1"),
+            LAW_THERE,
+        ),
+        Trap(
+            "The exponent has the wrong sign: log d = α/β − 1, not 1 − α/β.",
+            ("alpha / beta - 1", "1 - alpha / beta"),
+            LAW_THERE,
+        ),
+        Trap(
+            "The 1 belongs into the exponent: log d is α/β − 1.",
+            ("math.exp(alpha / beta - 1)", "math.exp(alpha / beta) - 1"),
+            LAW_THERE,
+        ),
+        Trap(
+            "β divides all of α − β: log d = (α − β)/β.",
+            ("alpha / beta - 1", "alpha - beta"),
+            LAW_THERE,
+        ),
+        Trap(
+            "The law's logarithm is the natural one: undo it by exp, not by a power of "
+            "10.",
+            ("math.exp(alpha / beta - 1)", "10 ** (alpha / beta - 1)"),
+            LAW_THERE,
         ),
         Trap(
             "α/2β is the peak of best of n's law. RL's has a logarithm.",
@@ -497,6 +542,8 @@ def stop_by_tensor(signal, patience, window=1):
     return Stop(first[-1], len(signal) - 1)
 
 
+LAST = "return Stop(kept, len(signal) - 1)"
+
 STOP_AT = Exercise(
     id="13.4",
     answer=stop_at,
@@ -535,6 +582,17 @@ STOP_AT = Exercise(
             ),
         ),
         Trap(
+            "The window begins at the present iteration: its later values are not "
+            "known yet. It ends there.",
+            ("max(0, now + 1 - window) : now + 1", "now : now + window"),
+        ),
+        Trap(
+            "The whole signal is searched for its high, and patience only added to it. "
+            "A run that was ended never reaches a later high.",
+            ("elif now - kept >= patience:", "elif False:"),
+            (LAST, "return Stop(kept, min(kept + patience, len(signal) - 1))"),
+        ),
+        Trap(
             "`window` has no effect: a single lucky batch counts as a high.",
             ("max(0, now + 1 - window)", "now"),
         ),
@@ -568,6 +626,41 @@ STOP_AT = Exercise(
             "Patience is counted from the beginning and not from the last high: each "
             "new high starts it anew.",
             ("elif now - kept >= patience:", "elif now >= patience:"),
+        ),
+        Trap(
+            "Iterations without a new high are added up over the whole run. Each new "
+            "high starts patience anew.",
+            ('high = 0, float("-inf")', 'high, waited = 0, float("-inf"), 0'),
+            (
+                "elif now - kept >= patience:",
+                "else:\n            waited += 1\n        if waited >= patience:",
+            ),
+        ),
+        Trap(
+            "Until the window is full there are means, too, of all values so far: do "
+            "not wait for it.",
+            (
+                "        if mean",
+                "        if now + 1 < window:\n            continue\n        if mean",
+            ),
+        ),
+        Trap(
+            "Kept is the iteration of the highest mean. This is the one of the highest "
+            "single value.",
+            (
+                "return Stop(kept, now)",
+                "return Stop(signal.index(max(signal[: now + 1])), now)",
+            ),
+            (LAST, "return Stop(signal.index(max(signal)), now)"),
+        ),
+        Trap(
+            "The run is over with its signal: nothing after the last iteration can be "
+            "seen, even if patience is left.",
+            (LAST, "return Stop(kept, kept + patience)"),
+        ),
+        Trap(
+            "Iterations count from 0: the last one is one less than there are.",
+            (LAST, "return Stop(kept, len(signal))"),
         ),
         Trap(
             "The high is remembered as a single value, and compared with means. Keep "
@@ -788,6 +881,11 @@ UNCERTAINTY_WEIGHTED = Exercise(
             (SQUARES, "(scores - scores.mean(1, keepdim=True)).square().mean()"),
         ),
         Trap(
+            "This is one variance of all scores together. Each answer has its own, "
+            "over the models.",
+            (SQUARES, "scores.var(correction=0)"),
+        ),
+        Trap(
             "Caution weighs both terms: the mean itself must stay as it is.",
             ("mean - caution *", "caution * mean - caution *"),
         ),
@@ -978,6 +1076,11 @@ LENGTH_EFFECT = Exercise(
             ("correlation.item()", "correlation.item() ** 2"),
         ),
         Trap(
+            "A score less gold still knows about gold, unless it rises by exactly one "
+            "a point: take gold's own line away, as `residuals` does.",
+            ("residuals(scores, gold)", "residuals(scores - gold, 0 * gold)"),
+        ),
+        Trap(
             "A covariance has units. For the correlation divide by both rests' sizes.",
             (
                 "correlation = together / (powers[0] * powers[1]).sqrt()",
@@ -1104,6 +1207,11 @@ WITHOUT_LENGTH = Exercise(
             "A score for each token is another thing: it makes long answers pay even "
             "where length had no price. Subtract.",
             (f"scores - {TAKEN}", "scores * usual / lengths"),
+        ),
+        Trap(
+            "That is the score of a mean token, another reward. The price of the "
+            "tokens beyond the usual is to be taken off.",
+            (f"scores - {TAKEN}", "scores / lengths"),
         ),
         Trap(
             "Only long answers are charged. Short ones have been paid too little, by "
