@@ -47,6 +47,7 @@ from minipalm.plot.scale import (
     wire_curve,
 )
 from minipalm.plot.training import ppo_dashboard
+from minipalm.scale.flops import adapter_parameters as adapter_numbers
 from minipalm.scale.gpu import GIB, GPUS
 from minipalm.scale.measured import comparison, read_results
 from minipalm.scale.memory import total, training_peak
@@ -96,8 +97,9 @@ print(
 # That is the famous rule of six operations a weight and token.
 #
 # **Predict.** Lesson 03 made much of attention's cost, which grows with the
-# square of the length. What part of a training step is it, in the large
-# policy and in yours? Write two numbers down, then move the length.
+# square of the length. In rows as long as the large preset's, what part of a
+# training step is it, in the large policy and in yours? Write two numbers
+# down, then move the length.
 
 
 # %%
@@ -111,8 +113,9 @@ interactive(looked, doublings=(5, 17, 1, 11))
 
 # %% [markdown]
 # Width decides: weights grow with its square, attention only with it. So at
-# this size the rule of six is right, and attention's kernel hardly matters
-# for speed. For your policy the rule would be badly wrong.
+# this width and length the rule of six is right, and attention's kernel hardly
+# matters for speed. In rows that long it would be badly wrong for your policy;
+# in the short rows of its own world it holds again.
 
 # %% [markdown]
 # ## Memory
@@ -124,11 +127,12 @@ interactive(looked, doublings=(5, 17, 1, 11))
 from minipalm.scale.memory import state_bytes
 
 # %%
+few_trained = adapter_numbers(policy, rank=16)
 for name, sizes in (
     ("float32, one GPU", (0, weights, 4, 1)),
     ("float32, eight GPUs", (0, weights, 4, 8)),
     ("bfloat16, one GPU", (0, weights, 2, 1)),
-    ("frozen, small adapters", (weights, 5_308_416, 4, 1)),
+    ("frozen, small adapters", (weights, few_trained, 4, 1)),
 ):
     held = state_bytes(*sizes)
     each = "  ".join(f"{k} {v / GIB:5.1f}" for k, v in held.items())
@@ -156,6 +160,10 @@ from minipalm.model.compiled import recompute_blocks
 
 
 # %% [markdown]
+# **Predict.** Does the gradient stay the same? And how many numbers less are
+# kept, in your small network?
+
+
 # %%
 def saved_and_gradient(model: PaLM) -> tuple[int, Tensor]:
     """Numbers kept for the backward pass, and the first gradient."""
@@ -176,11 +184,19 @@ print(f"{many:,} numbers kept, {few:,} with recomputing")
 print(f"the same gradient: {torch.allclose(first, second)}")
 
 # %% [markdown]
+# In your policy the head and its logits, which are kept in any case, weigh
+# more than in a large one: hence less is saved than the docstring says.
+
+# %% [markdown]
 # When is the memory fullest? Not at the end: as the backward pass goes on,
 # activations go and gradients come. So the worst moment is either its
 # beginning or its end.
 #
-# **Predict.** One GPU of 80 GB, four rows: which of these fit? All weights
+# Two more parts: *copies* are the bfloat16 twins of float32 weights that the
+# products use, *working* is what lives for a moment: gradients inside a block,
+# or the loss's logits.
+#
+# **Predict.** One A100 of 80 GB, four rows: which of these fit? All weights
 # trained; the same with recomputing; adapters. Then move rows and GPUs.
 
 
@@ -240,8 +256,8 @@ interactive(
 
 # %% [markdown]
 # Hardly worse: each GPU receives nearly all weights, be there four or eight.
-# That is why sharing scales within a machine. (Here nothing is hidden behind
-# products. On two GPUs nothing was, when it was measured.)
+# That is why sharing scales within a machine. (The figure counts computing and
+# the wire one after the other. On two GPUs the measured times were like that.)
 
 # %% [markdown]
 # ## Train less
@@ -332,9 +348,10 @@ interactive(
 )
 
 # %% [markdown]
-# So weights that are trained stay in float32, and become bfloat16 for each
-# product: **masters**. Or the rounding is done by chance, so that a step of a
-# hundredth of the way is done one time in a hundred:
+# The share falls in steps, since the distance between neighbours doubles at
+# each power of two. So weights that are trained stay in float32, and become
+# bfloat16 for each product: **masters**. Or the rounding is done by chance, so
+# that a step of a hundredth of the way is done one time in a hundred:
 
 # %% tags=["define"]
 from minipalm.scale.rounding import stochastic_rounding
@@ -375,7 +392,8 @@ print(memory_table(stages[3].memory))
 # %% [markdown]
 # A copy of the policy to sample from, whole on every GPU: gathering each block
 # for each token would take far longer than the step itself. It is given up
-# before learning begins. Now the bill:
+# before learning begins. (*prompts* is what reading them needs for a moment.)
+# Now the bill:
 
 
 # %%
@@ -394,7 +412,7 @@ interactive(paid, card=["a100-80g", "h100", "h200"], gpus=(1, 8, 1, 8))
 
 # %%
 for name, number in budget(stages, gpus=8, hours=5000.0).items():
-    print(f"{name:18} {number:,.1f}")
+    print(f"{name:18} {number:,.{1 if number < 100 else 0}f}")
 print(
     f"\ntokens a weight: {budget(stages, 8, 5000.0)['tokens'] / weights:.1f}"
 )
@@ -403,14 +421,14 @@ print(
 # `pipelines` and `after pretraining` count whole runs, `iterations` those of
 # PPO. `tokens` is what pretraining may have if the rest is paid once. Hoffmann
 # and others found about twenty tokens a weight to be the best use of a given
-# compute: compare.
+# compute: these hours buy about half of that.
 
 # %% [markdown]
 # ## Is it true?
 #
-# A plan is a claim. Each dot is a setting that was run on a GPU; grey ones
-# have set the planner's constants, the black ones are its test. The same as a
-# page: [what the pipeline costs](../docs/planner.md).
+# A plan is a claim. Each dot is a way to train that was run on one GPU or two,
+# by this package's own code. None of them has set a constant of the planner:
+# prototypes have, before. The bands are what the planner promises.
 
 # %%
 results = read_results()
@@ -419,6 +437,11 @@ plan_and_truth(results)
 
 # %%
 print(comparison(results))
+
+# %% [markdown]
+# The last lines are PPO's iterations and the steps of decoding. One formula
+# was corrected after this table was first seen, and
+# [the page of the planner](../docs/planner.md) says which.
 
 # %% [markdown]
 # ## Reading a batch run
@@ -493,8 +516,8 @@ training_curves(
 # Rounding by chance follows float32 with half of the bytes.
 #
 # **Forget that gradients stay.** A batch is cut into micro-batches because it
-# does not fit. The plan below counts one of them. What is there when the
-# second begins?
+# does not fit. The plan below counts one of them, on a larger card, an H200.
+# What is there when the second begins?
 
 # %% tags=["classroom"]
 machine = preset.machine

@@ -144,10 +144,11 @@ def wire_curve(
     )
     shares = [share(n) for n in rows]
     ax.plot(rows, shares, "o-", color=COLORS["unpenalised"], linewidth=2)
+    ax.axhline(0.1, **DASHED)
     ax.set_xscale("log", base=2)
     ax.set_xticks(rows, [str(n) for n in rows])
     ax.set(xlabel="rows of a micro-batch on each GPU", ylabel="share of the time")
-    ax.set_ylim(0, 1)
+    ax.set_ylim(0, 0.6)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
@@ -257,7 +258,12 @@ def bill(stages: Sequence[Stage], gpu: GPU, gpus: int) -> Figure:
     [ppo] = [one for one in stages if one.phases]
     phases = ppo.phases or {}
     axes[1].barh(list(phases), list(phases.values()), color=COLORS["gold"])
-    axes[1].set_xlabel(f"seconds (an iteration: {ppo.step_seconds:.1f})")
+    axes[1].set_xlabel(f"seconds, {ppo.step_seconds:.1f} in all")
+    for y, seconds in enumerate(phases.values()):
+        note(axes[1], f"{seconds:.2f}", (seconds, y), (4, -4), fontsize=9)
+    axes[1].set_xlim(0, 1.2 * max(phases.values()))
+    head(axes[0], "the pipeline", 10)
+    head(axes[1], "an iteration of PPO", 10)
     axes[0].minorticks_off()
     for ax in axes:
         ax.invert_yaxis()
@@ -279,7 +285,7 @@ def plan_and_truth(results: Mapping[str, Any]) -> Figure:
         off[1].append(100 * (seconds / one.seconds - 1))
     worst = [max(map(abs, values)) for values in off]
     figure, axes = new_figure(
-        f"{len(settings)} settings: the plan is off by at most {worst[0]:.1f}\u00a0% "
+        f"{len(settings)} ways to train: off by at most {worst[0]:.1f}\u00a0% "
         f"in memory, {worst[1]:.1f}\u00a0% in time",
         columns=2,
         height=0.9 + 0.22 * len(settings),
@@ -292,9 +298,10 @@ def plan_and_truth(results: Mapping[str, Any]) -> Figure:
     for ax, values, bar, name in zip(axes, off, (5, 15), ("memory", "seconds")):
         ax.axvspan(-bar, bar, color=COLORS["chosen"], alpha=0.12)
         ax.axvline(0, **DASHED)
-        colors = [COLORS["sft"] if one.fitted else INK for one in settings]
-        ax.scatter(values, range(len(values)), c=colors, s=28, zorder=5)
-        ax.set(xlabel=f"{name}: off by %", xlim=(-1.3 * bar, 1.3 * bar))
+        filled = ["white" if one.fitted else INK for one in settings]
+        ax.scatter(values, range(len(values)), s=28, c=filled, edgecolors=INK, zorder=5)
+        what = f"{name}: off by % (band: {bar} %)"
+        ax.set(xlabel=what, xlim=(-1.3 * bar, 1.3 * bar))
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     return figure

@@ -37,7 +37,7 @@ def decode_floor(
         ValueError: there are no rows.
 
     Example: the full-size policy (V = 32,768) on an H200 (685e12, 4.3e12), seen = 192:
-    3.19 ms for one row, 3.21 ms for 64, 5.14 ms for 256.
+    3.19 ms for one row, 3.22 ms for 64, 5.14 ms for 256.
 
     Source: Pope et al. 2022 (arXiv 2211.05102), section 2.
     """

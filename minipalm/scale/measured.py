@@ -23,6 +23,7 @@ from minipalm.scale.plan import networks
 from minipalm.scale.seconds import training_seconds
 
 RESULTS = Path(__file__).parents[2] / "data" / "results" / "plan.json"
+PROTOTYPES = RESULTS.with_name("plan_prototypes.json")  # they have set the constants
 LENGTH = 2048  # tokens of a row, in every setting
 
 
@@ -155,12 +156,6 @@ def iteration_predicted(row: Mapping[str, Any], gpu: GPU) -> tuple[float, float]
     return sum(map(total, memory.values())) / GIB, seconds
 
 
-FITTED = {  # what the planner's constants were set by: (name, rows, GPUs, recompute)
-    ("all weights", 4, 1, False),
-    ("adapters", 4, 1, False),
-}
-
-
 def of_benchmark(full: Mapping[str, Any]) -> dict[str, Any]:
     """What bench/full_size.py measured of sampling and of PPO, as measurements here."""
     decode, iterations = full.get("decode", {}), []
@@ -175,8 +170,7 @@ def of_benchmark(full: Mapping[str, Any]) -> dict[str, Any]:
         "ceilings": {},
         "settings": [],
         "decoding": [
-            {"rows": n, "seconds": decode[f"step_ms_{n}"] / 1e3, "fitted": n == 1}
-            for n in rows
+            {"rows": n, "seconds": decode[f"step_ms_{n}"] / 1e3} for n in rows
         ],
         "iterations": iterations,
     }
@@ -194,10 +188,7 @@ def merged(measurements: list[dict[str, Any]]) -> dict[str, Any]:
         result["ceilings"] = {**one["ceilings"], **result["ceilings"]}
         result["decoding"] += [row for row in one["decoding"] if "seconds" in row]
         result["iterations"] += one.get("iterations", [])
-        for setting in one["settings"]:
-            key = tuple(setting[k] for k in ("name", "rows", "gpus", "recompute"))
-            if "seconds" in setting:
-                result["settings"].append({**setting, "fitted": key in FITTED})
+        result["settings"] += [row for row in one["settings"] if "seconds" in row]
     return result
 
 

@@ -1,7 +1,7 @@
 """How long a training step takes: products, memory, and the wire between GPUs.
 
-The constants were set by measurement (see `minipalm.scale.measured`); all else is
-counted. Times in seconds.
+The constants were set by measurements of prototypes of the same shapes
+(data/results/plan_prototypes.json); all else is counted. Times in seconds.
 """
 
 from minipalm.config import MachineConfig, PaLMConfig
@@ -77,6 +77,10 @@ def training_seconds(
     elementwise = elementwise_seconds(config, machine, tokens, gpu)
     if machine.recompute:
         elementwise *= 4 / 3
+    if machine.recompute and machine.compile:
+        # nothing before a block's end needs its last products, the ways out, again
+        heads = config.heads * config.head_dim
+        flops -= 2 * config.depth * config.dim * (config.ff_dim + heads)
     casts = 0.0
     if weight_bytes == 4 and not adapters:  # to bfloat16, and gradients back
         casts = micro_batches * 2 * (4 + 2) * whole / gpus / gpu.bandwidth

@@ -101,4 +101,4 @@ def test_every_measurement_has_its_dot():
     figure = plan_and_truth(results)
     dots = figure.axes[0].collections[-1].get_offsets()
     assert len(dots) == len(settings_of(results))
-    assert title(figure).startswith(f"{len(dots)} settings: the plan is off by")
+    assert title(figure).startswith(f"{len(dots)} ways to train: off by at most")

@@ -8,6 +8,7 @@ from minipalm.config import FULL, get_preset
 from minipalm.scale.__main__ import main
 from minipalm.scale.gpu import GIB, GPUS, H200
 from minipalm.scale.measured import (
+    PROTOTYPES,
     comparison,
     decoding_predicted,
     gpu_of,
@@ -21,17 +22,18 @@ from minipalm.scale.page import PAGE, page
 from minipalm.scale.plan import plan
 from minipalm.scale.report import advice, budget, table
 
-RESULTS = read_results()
+RESULTS, BEFORE = read_results(), read_results(PROTOTYPES)
 SETTINGS = settings_of(RESULTS)
 EVERY = [
-    pytest.param(one, id=f"{one.name}-{one.rows}-{one.gpus}-{one.recompute}")
-    for one in SETTINGS
+    pytest.param(one, gpu_of(results), id=f"{one.name}-{one.rows}-{one.gpus}-{i}")
+    for results in (RESULTS, BEFORE)
+    for i, one in enumerate(settings_of(results))
 ]
 
 
-@pytest.mark.parametrize("setting", EVERY)
-def test_predicted_memory_is_within_5_percent_and_time_within_15(setting):
-    gib, seconds = setting.predicted(gpu_of(RESULTS))
+@pytest.mark.parametrize("setting, gpu", EVERY)
+def test_predicted_memory_is_within_5_percent_and_time_within_15(setting, gpu):
+    gib, seconds = setting.predicted(gpu)
     assert gib == pytest.approx(setting.gib, rel=0.05)
     assert seconds == pytest.approx(setting.seconds, rel=0.15)
 
@@ -40,6 +42,13 @@ def test_predicted_memory_is_within_5_percent_and_time_within_15(setting):
 def test_predicted_decoding_steps_are_within_15_percent(row):
     predicted = decoding_predicted(row["rows"], gpu_of(RESULTS))
     assert predicted == pytest.approx(row["seconds"], rel=0.15)
+
+
+@pytest.mark.parametrize("row", RESULTS["iterations"], ids=lambda r: str(r["gpus"]))
+def test_a_predicted_iteration_of_ppo_is_as_near(row):
+    gib, seconds = iteration_predicted(row, gpu_of(RESULTS))
+    assert gib == pytest.approx(row["gib"], rel=0.05)
+    assert seconds == pytest.approx(row["seconds"], rel=0.15)
 
 
 def test_what_was_measured_covers_what_is_planned():
@@ -162,8 +171,9 @@ def test_benchmarks_of_sampling_and_ppo_are_read():
     assert [row["lora_rank"] for row in found["iterations"]] == [16]
     gib, seconds = iteration_predicted(found["iterations"][0], H200)
     assert 45 < gib < 65 and 8 < seconds < 10
-    both = merged([{**RESULTS, "settings": []}, {"ppo_lora": {}}])
-    assert both["ceilings"] == RESULTS["ceilings"] and both["iterations"] == []
+    empty = {"settings": [], "decoding": [], "ceilings": {"flops": 1.0}}
+    both = merged([empty, {"ppo_lora": {}}])
+    assert both["ceilings"] == {"flops": 1.0} and both["iterations"] == []
 
 
 def test_columns_line_up():
@@ -189,5 +199,4 @@ def test_measurements_of_several_runs_become_one():
     both = merged([first, second])
     assert both["ceilings"] == {"flops": 1.0, "bandwidth": 2.0, "link": 3.0}
     assert [s["gpus"] for s in both["settings"]] == [1, 2]
-    assert [s["fitted"] for s in both["settings"]] == [True, False]
     assert both["decoding"] == [{"rows": 1, "seconds": 0.1}] and both["date"] == "d"

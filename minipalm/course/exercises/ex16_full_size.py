@@ -91,6 +91,12 @@ def flops_by_rule(config, length, adapters=False, recompute=False):
     return rule * N - head + attention * (4 if recompute else 3)
 
 
+def six_a_weight(config, length, adapters=False, recompute=False):
+    if length < 1:
+        raise ValueError("no token")
+    return 6.0 * count_parameters(config)
+
+
 WHOLE = "weights = 2 * count_parameters(config)"
 
 TRAINING_FLOPS = Exercise(
@@ -123,7 +129,30 @@ TRAINING_FLOPS = Exercise(
         Trap(
             "You let every token see the whole row. In a causal row the first sees "
             "one, the last sees all: (length + 1)/2 on average.",
-            ("* (length + 1) / 2", "* length"),
+            ("* (length + 1) / 2", "* float(length)"),
+        ),
+        Trap(
+            "All H query heads compare and mix, though they share their G keys and "
+            "values: attention counts H.",
+            ("config.heads * config.head_dim", "config.kv_heads * config.head_dim"),
+        ),
+        Trap(
+            "Every layer has its attention: depth is missing.",
+            ("config.head_dim * config.depth", "config.head_dim"),
+        ),
+        Trap(
+            "Six operations a weight are the rule of thumb. Asked for are attention, "
+            "adapters and recomputing as well.",
+            six_a_weight,
+        ),
+        Trap(
+            "The embedding's weights belong to N: they are the head's, and meet every "
+            "token's state.",
+            (
+                WHOLE,
+                "weights = 2 * (count_parameters(config) - config.vocab_size * "
+                "config.dim)",
+            ),
         ),
         Trap(
             "length/2 leaves out that a token sees itself, too: the mean of 1 … length "
@@ -305,13 +334,13 @@ STATE_BYTES = Exercise(
         ),
         Trap(
             "Frozen weights are shared among the GPUs, too.",
-            ("2 * frozen / gpus", "2 * frozen"),
+            ("2 * frozen / gpus", "2.0 * frozen"),
         ),
         Trap(
             "Only the moments are shared here: ZeRO's first stage. The third shares "
             "gradients and weights as well.",
-            (MINE, "mine = weight_bytes * trained"),
-            ("2 * frozen / gpus", "2 * frozen"),
+            (MINE, "mine = 1.0 * weight_bytes * trained"),
+            ("2 * frozen / gpus", "2.0 * frozen"),
             ("2 * mine", "2 * mine / gpus"),
         ),
         Trap(
@@ -321,8 +350,8 @@ STATE_BYTES = Exercise(
         ),
         Trap(
             "Nothing is shared: each of g GPUs holds 1/g of everything.",
-            (MINE, "mine = weight_bytes * trained"),
-            ("2 * frozen / gpus", "2 * frozen"),
+            (MINE, "mine = 1.0 * weight_bytes * trained"),
+            ("2 * frozen / gpus", "2.0 * frozen"),
         ),
         Trap(
             "Trained weights have weight_bytes each; 2 bytes are for those that are "
@@ -403,7 +432,8 @@ FSDP_TRAFFIC = Exercise(
     hints=(
         "In which passes must a GPU have a block whole, and which part of it does it "
         "have already?",
-        r"$m \cdot (2 \cdot 2N + 4N_\text{trained})\,\frac{g-1}{g}$",
+        r"$m \cdot (2 \cdot 2N + 4N_\text{trained})\,\frac{g-1}{g}$ for $m$ "
+        "micro-batches.",
         "`received = (2 * 2 * weights + 4 * trained) * (gpus - 1) / gpus`",
     ),
     bonus="Plain data parallelism keeps all weights on each GPU and only adds up "
@@ -418,12 +448,21 @@ FSDP_TRAFFIC = Exercise(
         ),
         Trap(
             "A GPU does not receive what it has: of g shares it gets g − 1.",
-            (" * (gpus - 1) / gpus", " * (gpus > 1)"),
+            (" * (gpus - 1) / gpus", " * float(gpus > 1)"),
+        ),
+        Trap(
+            "1/g is what it has already. It receives the rest, (g − 1)/g.",
+            (" * (gpus - 1) / gpus", " / gpus"),
+        ),
+        Trap(
+            "Each GPU keeps only its share of the sum, so gradients travel once: half "
+            "of what an all-reduce sends.",
+            ("4 * trained", "2 * 4 * trained"),
         ),
         Trap(
             "Each of the other g − 1 GPUs sends its share, 1/g of the weights, and not "
-            "a whole copy.",
-            (" * (gpus - 1) / gpus", " * (gpus - 1)"),
+            "a whole copy. (Or have you counted what all receive together?)",
+            (" * (gpus - 1) / gpus", " * float(gpus - 1)"),
         ),
         Trap(
             "Gradients are added up in float32: 4 bytes each. In bfloat16 small parts "
@@ -456,11 +495,6 @@ FSDP_TRAFFIC = Exercise(
                 "micro_batches * received - (micro_batches - 1) * 4 * trained "
                 "* (gpus - 1) / gpus",
             ),
-        ),
-        Trap(
-            "That is what all GPUs receive together. Asked for is one of them: the "
-            "wire of each has its own rate.",
-            ("micro_batches * received", "micro_batches * received * gpus"),
         ),
         Trap(
             "No GPU, or no micro-batch: a ValueError.",
@@ -716,6 +750,19 @@ def share_in_place(weights, updates, dtype=torch.bfloat16):
     return int((moved & updates.ne(0)).sum()) / asked if asked else 0.0
 
 
+def by_threshold(distance):
+    """Steps that are longer than a share of the weight."""
+
+    def share(weights, updates, dtype=torch.bfloat16):
+        kept, asked = weights.to(dtype).float(), updates != 0
+        if not asked.any():
+            return 0.0
+        alive = updates.abs() > distance(dtype) * kept.abs()
+        return alive[asked].float().mean().item()
+
+    return share
+
+
 SURVIVING_SHARE = Exercise(
     id="16.5",
     answer=surviving_share,
@@ -775,6 +822,26 @@ SURVIVING_SHARE = Exercise(
         Trap(
             "A Python float is asked for: .item().",
             (".mean().item()", ".mean()"),
+        ),
+        Trap(
+            "eps times the weight is too coarse a rule: neighbours are as far apart "
+            "all the way to the next power of two. Add, round, and compare.",
+            by_threshold(lambda dtype: torch.finfo(dtype).eps),
+        ),
+        Trap(
+            "Half of eps times the weight is near, but neighbours are as far apart all "
+            "the way to the next power of two. Add, round, and compare.",
+            by_threshold(lambda dtype: torch.finfo(dtype).eps / 2),
+        ),
+        Trap(
+            "1/128 is the distance at 1 only, and of bfloat16 only. Add, round, and "
+            "compare: then the type knows its own distances.",
+            by_threshold(lambda dtype: 1 / 128),
+        ),
+        Trap(
+            "1/256 is half of the distance at 1 only, and of bfloat16 only. Add, "
+            "round, and compare: then the type knows its own distances.",
+            by_threshold(lambda dtype: 1 / 256),
         ),
         Trap(
             "Where nothing was asked for, a mean of nothing is NaN: give 0.",
