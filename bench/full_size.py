@@ -40,6 +40,7 @@ from minipalm.parallel import is_first, ranks, summed
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "full_size.json"
 README = Path(__file__).with_name("README.md")
+SHORT = Path(__file__).parents[1] / "README.md"  # without the phases
 
 Part = Callable[[Sizes], Numbers]
 GROUPS: dict[str, dict[str, Part]] = {
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--show", action="store_true")
-    parser.add_argument("--readme", action="store_true", help="write its table")
+    parser.add_argument("--readme", action="store_true", help="write the tables")
     parser.add_argument("--merge", nargs="+", type=Path, default=[])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--budget", type=float, default=1e9, help="seconds in all")
@@ -130,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         results |= kept(path)
         keep(results, args.results)
     if args.readme:
-        README.write_text(placed(results, README.read_text("utf-8")), "utf-8")
+        for path, phases in (README, True), (SHORT, False):
+            text = placed(results, path.read_text("utf-8"), phases)
+            path.write_text(text, "utf-8")
     if args.show or args.merge or args.readme:
         print(table(results))
         return 0

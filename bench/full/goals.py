@@ -77,9 +77,12 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
     add("bf16 AdamW: the whole step", share("train_bf16"), ">=", 0.84)
     add("adapters of rank 16 (4 a weight credited)", share("train_lora"), ">=", 0.88)
     add("float32 weights: the whole step", share("train_fp32"), ">=", 0.78)
-    for part, goal in ("train_palm_rlhf", 1.35), ("train_llama", 1.03):
+    for part, name, goal in (
+        ("train_palm_rlhf", "palm-rlhf-pytorch", 1.35),
+        ("train_llama", "compiled Llama", 1.03),
+    ):
         add(
-            f"tokens a second, ours / {part.removeprefix('train_')} (8 blocks)",
+            f"training, tokens a second, ours / {name} (8 blocks)",
             lambda part=part: r["train_ours_short"][ours] / r[part][ours],
             ">=",
             goal,
@@ -92,7 +95,7 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
     )
     for rows, goal in (1, 0.78), (64, 0.72):
         add(
-            f"decode step, {rows} rows: floor / measured",
+            f"decode step, batch {rows}: floor / measured",
             lambda n=rows: (
                 step_floor_ms(n, r["decode"]["limits"]) / r["decode"][f"step_ms_{n}"]
             ),
@@ -100,27 +103,27 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
             goal,
         )
     add(
-        "answers of 256 rows",
+        "sampling, batch 256",
         lambda: r["decode"]["tokens_per_second_256"],
         ">=",
         20_000,
         "tokens/s",
     )
     add(
-        "answers of realistic lengths, 256 rows: floor / time",
+        "sampling answers of realistic lengths, batch 256: floor / time",
         lambda: realistic_floor(r["decode"]) / r["decode"]["realistic_seconds"],
         ">=",
         0.6,
     )
     add(
-        "decode step, 64 rows, palm-rlhf-pytorch / ours",
+        "decode step, batch 64, palm-rlhf-pytorch / ours",
         lambda: r["decode_palm_rlhf"]["step_ms_64"] / r["decode"]["step_ms_64"],
         ">=",
         60,
     )
     for rows, goal in (1, 1.6), (64, 2.0), (256, 2.2):
         add(
-            f"decode step, {rows} rows, transformers static cache / ours",
+            f"decode step, batch {rows}, transformers static cache / ours",
             lambda n=rows: (
                 r["decode_llama"][f"step_ms_{n}"] / r["decode"][f"step_ms_{n}"]
             ),
@@ -136,7 +139,7 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
         "<=",
         1.20,
     )
-    add("    memory", lambda: r["ppo_lora"]["peak_gib"], "<=", 60, "GiB")
+    add("PPO, adapters: memory", lambda: r["ppo_lora"]["peak_gib"], "<=", 60, "GiB")
     add(
         "PPO, all weights, 2 GPUs, recomputing: time / floors",
         lambda: (
@@ -146,7 +149,13 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
         "<=",
         1.6,
     )
-    add("    memory of each", lambda: r["two_ppo"]["peak_gib"], "<=", 75, "GiB")
+    add(
+        "PPO, all weights: memory of each GPU",
+        lambda: r["two_ppo"]["peak_gib"],
+        "<=",
+        75,
+        "GiB",
+    )
     return found
 
 
@@ -177,8 +186,8 @@ BEGIN = "<!-- written by python -m bench.full_size --readme: begin -->"
 END = "<!-- written by python -m bench.full_size --readme: end -->"
 
 
-def markdown(results: Results) -> str:
-    """The goals, and the phases of PPO, as tables for a README; machine and date."""
+def markdown(results: Results, phases: bool = True) -> str:
+    """The goals, and the phases of PPO if asked for, as tables; machine and date."""
     machines = sorted(
         {
             f"{one['date']}, {one['machine']['gpu']}, torch {one['machine']['torch']}"
@@ -194,15 +203,16 @@ def markdown(results: Results) -> str:
     ]
     for what, value, sign, goal, unit in rows_of(results):
         met = value >= goal if sign == ">=" else value <= goal
-        shown = f"{value:,.0f}" if goal >= 100 else f"{value:.2f}"
+        shown = (
+            f"{value:,.0f}" if goal >= 100 else f"{value:.{1 if goal >= 10 else 3}f}"
+        )
         relation = "≥" if sign == ">=" else "≤"
         answer = "yes" if met else "**no**"
         cells = what.strip(), f"{shown} {unit}", f"{relation} {goal:,g}", answer
         lines.append("| " + " | ".join(cell.strip() for cell in cells) + " |")
-    phases = [
-        part for part in ("ppo_lora", "two_ppo") if "seconds" in results.get(part, {})
-    ]
-    for part in phases:
+    for part in ("ppo_lora", "two_ppo"):
+        if not phases or "seconds" not in results.get(part, {}):
+            continue
         gpus = results[part]["gpus"]
         lines += ["", f"| {part}: phase | seconds | floor |", "| --- | --- | --- |"]
         floors = phase_floors(results[part]["limits"], part == "ppo_lora")
@@ -212,7 +222,7 @@ def markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
-def placed(results: Results, readme: str) -> str:
+def placed(results: Results, readme: str, phases: bool = True) -> str:
     """The README's text with these tables in place of the last ones.
 
     Raises:
@@ -221,5 +231,5 @@ def placed(results: Results, readme: str) -> str:
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"bench/README.md needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}"
+        raise ValueError(f"the README needs the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{markdown(results, phases)}\n{END}{after}"

@@ -69,11 +69,20 @@ def test_the_readme_gets_the_table_between_its_marks():
     text = placed({"train_lora": lora}, readme)
     assert "old" not in text and text.startswith("before") and text.endswith("after")
     assert "2026-11-22, X, torch 2." in text
-    assert "| adapters of rank 16 (4 a weight credited) | 0.90 | ≥ 0.88 | yes |" in text
+    assert (
+        "| adapters of rank 16 (4 a weight credited) | 0.900 | ≥ 0.88 | yes |" in text
+    )
     assert placed({"train_lora": lora}, text) == text
     with pytest.raises(ValueError, match="needs the lines"):
         placed({}, "nothing")
-    assert BEGIN in full_size.README.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("path", "phases"), [(full_size.README, True), (full_size.SHORT, False)]
+)
+def test_the_tables_are_of_the_results_that_are_kept(path, phases):
+    text = path.read_text("utf-8")
+    assert text == placed(full_size.kept(full_size.RESULTS), text, phases)
 
 
 def test_a_part_that_fails_is_reported(tmp_path, monkeypatch):
