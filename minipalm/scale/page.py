@@ -11,7 +11,7 @@ from minipalm.config import get_preset
 from minipalm.data.files import write_text
 from minipalm.model.palm import count_parameters
 from minipalm.scale.gpu import GPUS
-from minipalm.scale.measured import PROTOTYPES, comparison, read_results
+from minipalm.scale.measured import PROTOTYPES, comparison, gpu_of, read_results
 from minipalm.scale.plan import networks, plan
 from minipalm.scale.report import budget, phase_table, short, stage_table
 
@@ -71,10 +71,16 @@ recomputing up to an eighth faster than the planner had said.
 
 
 def origin(results: Mapping[str, Any]) -> str:
-    """Where and when the measurements were made."""
-    parts = [results["source"], results.get("date"), results.get("torch")]
-    text = ", ".join(part for part in parts if part)
-    return text[0].upper() + text[1:]
+    """Where and when the measurements were made, and what the GPU could do then."""
+    parts = [results["source"], results.get("date")]
+    if "torch" in results:
+        parts.append(f"torch {results['torch']}")
+    rates = gpu_of(results)
+    parts.append(
+        f"where the rates were {rates.flops / 1e12:.0f} TFLOP/s, "
+        f"{rates.bandwidth / 1e12:.2f} TB/s and {rates.link / 1e9:.0f} GB/s"
+    )
+    return "Measured by " + ", ".join(part for part in parts if part)
 
 
 def page() -> str:
