@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minipalm import parallel
+from minipalm.config import MachineConfig
 from minipalm.model.palm import PaLM
 from minipalm.parallel import Ranks, gather_rows, ranks, row_by_row, share, summed
 from minipalm.train.checkpoint import CheckpointError, load_module
+from tests.train import worlds
 from tests.train.worlds import NET
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
@@ -150,6 +153,26 @@ def test_only_the_clock_of_several_processes_runs(told):
         each = [line[f"seconds/{phase}"] for phase in phases]
         assert 0 < sum(each) < line["seconds"]
         assert line["tokens_per_second"] > 0 and line["sampler_gap"] < 1e-5
+
+
+@pytest.mark.parametrize("world", ["sft", "ppo"])
+def test_a_run_of_adapters_goes_on_bit_for_bit(tmp_path, world):
+    run, how = (
+        worlds.WORLDS[world],
+        {"placed": MachineConfig(lora_rank=2, decoder=True)},
+    )
+    whole = run(tmp_path / "whole", **how)
+    with pytest.raises(worlds.Stopped):
+        run(tmp_path / "cut", stop=3, **how)
+    again = run(tmp_path / "cut", **how)
+    for name, module in whole.items():
+        other = again[name].state_dict()
+        assert all(torch.equal(x, other[k]) for k, x in module.state_dict().items())
+    [kept] = (tmp_path / "whole").glob("step-*/tensors.safetensors")
+    kept = load_file(kept).keys()
+    policy = "policy" if world == "ppo" else "model"
+    assert any(f"{policy}/blocks.0.lora_qkv.a" == key for key in kept)
+    assert not any(key.startswith(f"{policy}/embedding") for key in kept)  # frozen
 
 
 # --- without torchrun ----------------------------------------------------------------

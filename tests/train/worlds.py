@@ -21,7 +21,7 @@ from minipalm.config import (
     RewardConfig,
 )
 from minipalm.model.palm import PaLM
-from minipalm.model.place import place
+from minipalm.model.place import fine_tuned, place
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel
@@ -76,8 +76,16 @@ def network(init):
 
 
 def lying(model, placed, trained=True):
-    """The network as it is, or laid out over the processes that there are."""
-    return place(model, MachineConfig(), trained) if placed else model
+    """The network as it is, or laid out over the processes that there are.
+
+    placed: True for a machine as it is by default, or another machine.
+    """
+    if not placed:
+        return model
+    machine = MachineConfig() if placed is True else placed
+    if trained and machine.lora_rank and isinstance(model, PaLM):
+        return fine_tuned(model, machine)
+    return place(model, machine, trained)
 
 
 def language_model(folder, stop=None, every=2, init=0, config=OPTIM, placed=False):
