@@ -51,8 +51,9 @@ from minipalm.scale.flops import adapter_parameters as adapter_numbers
 from minipalm.scale.gpu import GIB, GPUS
 from minipalm.scale.measured import comparison, read_results
 from minipalm.scale.memory import total, training_peak
-from minipalm.scale.plan import networks, plan
+from minipalm.scale.plan import plan
 from minipalm.scale.report import budget, memory_table, stage_table
+from minipalm.scale.stages import networks
 from minipalm.train.language_model import next_token_loss
 from minipalm.train.optim import adamw, set_lr
 from minipalm.train.stage import finished_stage
@@ -374,8 +375,9 @@ print(f"{tokens:,} tokens: {hours:.0f} hours, {dollars:,.0f} dollars")
 # The price is an assumption, and so is the rate: it is the data sheet's, times
 # the share that another card was measured to reach when it is hot.
 #
-# The planner adds what this leaves out, the wire, the optimizer, checkpoints,
-# and does so for each stage. **Predict.** Of a hundred GPU-hours of the whole
+# The planner adds what this leaves out: the wire, the optimizer, checkpoints,
+# the trunk of reward model and critic, which is trained as long, and all that
+# comes after. **Predict.** Of a hundred GPU-hours of the whole
 # pipeline, how many go into RLHF: SFT, reward model and PPO together?
 
 # %%
@@ -387,7 +389,8 @@ print(stage_table(stages, a100, 8))
 # which part would not shrink with more GPUs?
 
 # %%
-print(memory_table(stages[3].memory))
+[ppo] = [one for one in stages if one.phases]
+print(memory_table(ppo.memory))
 
 # %% [markdown]
 # A copy of the policy to sample from, whole on every GPU: gathering each block
@@ -421,7 +424,7 @@ print(
 # `pipelines` and `after pretraining` count whole runs, `iterations` those of
 # PPO. `tokens` is what pretraining may have if the rest is paid once. Hoffmann
 # and others found about twenty tokens a weight to be the best use of a given
-# compute: these hours buy about half of that.
+# compute: these hours buy less than half of that.
 
 # %% [markdown]
 # ## Is it true?

@@ -20,7 +20,7 @@ from minipalm.plot.style import (
 )
 from minipalm.scale.gpu import GIB, GPU
 from minipalm.scale.measured import gpu_of, settings_of
-from minipalm.scale.plan import Stage
+from minipalm.scale.stages import Stage
 
 Flops = Callable[..., float]  # `training_flops`
 Traffic = Callable[..., float]  # `fsdp_traffic`
@@ -241,11 +241,12 @@ def bill(stages: Sequence[Stage], gpu: GPU, gpus: int) -> Figure:
     """GPU-hours of each stage, and the seconds of an iteration of PPO."""
     hours = [one.hours * gpus for one in stages]
     everything = sum(hours)
+    before = gpus * sum(one.hours for one in stages if one.pretrains)
     misfits = [one.name for one in stages if not one.fits(gpu)]
     does = f"; too large: {', '.join(misfits)}" if misfits else ""
     figure, axes = new_figure(
         f"{gpus} × {gpu.name}: {everything:,.0f} GPU-hours, "
-        f"{percent(1 - hours[0] / everything)} of them after pretraining{does}",
+        f"{percent(1 - before / everything)} of them after pretraining{does}",
         columns=2,
         height=3.6,
     )

@@ -7,7 +7,8 @@
 `seconds`     a training step
 `decoding`    a sampling step
 `iteration`   one iteration of PPO: memory and phases
-`plan`        all stages of the pipeline
+`stages`      each loop of the pipeline: memory, steps, seconds
+`plan`        all of them
 `report`      a plan in words; `python -m minipalm.scale` prints it
 `money`       operations, hours, dollars
 `rounding`    what bfloat16 does to small steps

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from minipalm.config import PRESETS, Preset, get_preset
 from minipalm.scale.gpu import GIB, GPUS, get_gpu
-from minipalm.scale.plan import DISK, RESERVE, START, Stage, plan
+from minipalm.scale.plan import plan
 from minipalm.scale.report import (
     advice,
     budget,
@@ -19,6 +19,7 @@ from minipalm.scale.report import (
     short,
     stage_table,
 )
+from minipalm.scale.stages import DISK, RESERVE, START, Stage
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

@@ -19,8 +19,8 @@ from minipalm.scale.decoding import decode_seconds
 from minipalm.scale.gpu import GIB, GPU, H200
 from minipalm.scale.iteration import ppo_memory, ppo_seconds
 from minipalm.scale.memory import LOGIT_BYTES, total, training_peak
-from minipalm.scale.plan import networks
 from minipalm.scale.seconds import training_seconds
+from minipalm.scale.stages import networks
 
 RESULTS = Path(__file__).parents[2] / "data" / "results" / "plan.json"
 PROTOTYPES = RESULTS.with_name("plan_prototypes.json")  # they have set the constants

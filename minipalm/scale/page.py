@@ -12,8 +12,9 @@ from minipalm.data.files import write_text
 from minipalm.model.palm import count_parameters
 from minipalm.scale.gpu import GPUS
 from minipalm.scale.measured import PROTOTYPES, comparison, gpu_of, read_results
-from minipalm.scale.plan import networks, plan
+from minipalm.scale.plan import plan
 from minipalm.scale.report import budget, phase_table, short, stage_table
+from minipalm.scale.stages import networks
 
 PAGE = Path(__file__).parents[2] / "docs" / "planner.md"
 HOURS = 5000.0  # of an A100: a figure often quoted
@@ -33,6 +34,10 @@ are the rates of cards that nobody here has measured:
 ```
 {stages}
 ```
+
+*trunk* is what reward model and critic start from: lessons 06 and 07 train it after the
+policy, with as many steps. *08 answers* are those that are compared: the policy writes
+them, two to each prompt. Memory is that of all networks that lie there, at work or not.
 
 One iteration of PPO, all answers of the greatest length:
 

@@ -3,7 +3,7 @@
 from minipalm.config import Preset
 from minipalm.scale.gpu import GIB, GPU
 from minipalm.scale.memory import Parts, total
-from minipalm.scale.plan import RESERVE, Stage
+from minipalm.scale.stages import RESERVE, Stage
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -83,19 +83,19 @@ def budget(stages: list[Stage], gpus: int, hours: float) -> dict[str, float]:
 
     Returns:
         pipelines: times the whole plan.
-        after pretraining: times everything after its first stage.
-        tokens: that pretraining could have, if all other stages are paid first; 0 if
-            they alone cost more.
+        after pretraining: times everything after lesson 06.
+        tokens: that pretraining could have, of policy and trunk, if all other stages
+            are paid first; 0 if they alone cost more.
         iterations: of PPO, if nothing else is paid.
     """
-    first, *others = stages
-    rest = gpus * sum(one.hours for one in others)
+    first = [one for one in stages if one.pretrains]
+    rest = gpus * sum(one.hours for one in stages if not one.pretrains)
     [ppo] = [one for one in stages if one.phases]
     seconds = max(hours - rest, 0.0) / gpus * 3600
     return {
-        "pipelines": hours / (rest + gpus * first.hours),
+        "pipelines": hours / (rest + gpus * sum(one.hours for one in first)),
         "after pretraining": hours / rest,
-        "tokens": seconds / first.step_seconds * first.tokens,
+        "tokens": seconds / sum(one.step_seconds for one in first) * first[0].tokens,
         "iterations": hours / gpus * 3600 / ppo.step_seconds,
     }
 
@@ -110,7 +110,7 @@ def advice(stages: list[Stage], preset: Preset, gpu: GPU, gpus: int) -> list[str
         tries = ["more GPUs", "a smaller micro-batch"]
         if not preset.machine.recompute:
             tries.insert(0, "--recompute")
-        if not preset.machine.lora_rank and not one.name.startswith("06"):
+        if not preset.machine.lora_rank and not one.pretrains:
             tries.append("adapters (--lora 16)")
         lines.append(
             f"{one.name} does not fit: {missing:.1f} GiB too much. "

@@ -23,9 +23,10 @@ from minipalm.scale.decoding import decode_floor
 from minipalm.scale.flops import training_flops
 from minipalm.scale.gpu import GIB, GPUS
 from minipalm.scale.measured import read_results, settings_of
-from minipalm.scale.plan import networks, plan
+from minipalm.scale.plan import plan
 from minipalm.scale.rounding import surviving_share
 from minipalm.scale.sharding import fsdp_traffic
+from minipalm.scale.stages import networks
 
 PRESET = get_preset("full")
 POLICY, _ = networks(PRESET)
@@ -93,7 +94,9 @@ def test_the_bill_names_what_does_not_fit():
     assert title(figure).startswith(f"8 × A100 SXM 80G: {hours:,.0f} GPU-hours")
     assert "too large" not in title(figure) and len(figure.png()) < SMALL
     short = replace(gpu, memory=20 * GIB)
-    assert "too large: 06 pretraining, 07 SFT, 11 PPO" in title(bill(stages, short, 8))
+    assert "too large: 06 pretraining, 06 trunk, 07 SFT" in title(
+        bill(stages, short, 8)
+    )
 
 
 def test_every_measurement_has_its_dot():
