@@ -411,7 +411,7 @@ interactive(paid, card=["a100-80g", "h100", "h200"], gpus=(1, 8, 1, 8))
 # Nearly everything is pretraining. RLHF is expensive in people and in care,
 # hardly in hours. Who starts from published weights pays the small rest.
 #
-# Five thousand A100-hours are often named for such a run. What do they buy?
+# Suppose that you are given five thousand A100-hours. What do they buy?
 
 # %%
 for name, number in budget(stages, gpus=8, hours=5000.0).items():
@@ -439,7 +439,8 @@ print(results["source"])
 plan_and_truth(results)
 
 # %%
-print(comparison(results))
+for line in comparison(results).splitlines():
+    print(line.strip("| ").replace(" | ", "  "))
 
 # %% [markdown]
 # The last lines are PPO's iterations and the steps of decoding. One formula
