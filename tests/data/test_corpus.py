@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minipalm.config import OptimConfig, PaLMConfig, RewardConfig
-from minipalm.data import corpus, datasets, files, lines, parquet, shards
+from minipalm.data import corpus, datasets, files, lines
 from minipalm.data.batches import hold_out_stream, prompt_ids, text_stream
 from minipalm.data.corpus import (
     corpus_tokenizer,
@@ -36,8 +36,7 @@ from minipalm.data.datasets import (
     read_texts,
 )
 from minipalm.data.files import fingerprint
-from minipalm.data.lexicon import VOCABULARY
-from minipalm.data.tokenizer import BytePairTokenizer, WordTokenizer
+from minipalm.data.tokenizer import BytePairTokenizer
 from minipalm.data.workers import in_order
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.pairs import encode_pairs
@@ -47,9 +46,10 @@ from minipalm.train.language_model import train_language_model
 from minipalm.train.reward_model import train_reward_model
 from minipalm.train.run import Run
 from minipalm.train.sft import train_sft
+from tests import forked
+from tests.data.children import SMALL, WORDS, make, make_as_second, make_until
 
 DATA = Path(__file__).parents[2] / "data"
-WORDS = WordTokenizer(VOCABULARY)
 P, T, WIDTH = 9, 26, 72
 
 
@@ -64,10 +64,8 @@ def first_lines(name, number, folder):
 @pytest.fixture
 def large(monkeypatch):
     """Every file is large; blocks and parts are small."""
-    monkeypatch.setattr(datasets, "LARGE", 0)
-    monkeypatch.setattr(lines, "BLOCK", 3_000)
-    monkeypatch.setattr(parquet, "BLOCK", 500)
-    monkeypatch.setattr(shards, "PART", 4_000)
+    for module, name, value in SMALL:
+        monkeypatch.setattr(module, name, value)
 
 
 def in_memory(read, paths, monkeypatch):
@@ -269,30 +267,13 @@ def test_a_slip_far_into_a_large_file_is_named_with_its_line(large, tmp_path):
 # --- killed, changed, damaged ---------------------------------------------------------
 
 
-def make(path, folder):
-    return token_stream(WORDS, read_texts(path), folder)
-
-
 def killed_at(step, path, folder):
-    """A process that is killed at a line of shards.py or files.py; True if it was."""
-    child = os.fork()
-    if not child:
-        left = step
-
-        def count(frame, event, _):
-            nonlocal left
-            if frame.f_code.co_filename not in (shards.__file__, files.__file__):
-                return None
-            left -= event == "line"
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return count
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # no bars
-        sys.settrace(count)
-        make(path, folder)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    """Whether a process was killed at that line of shards.py or files.py, not later."""
+    process = forked.context().Process(target=make_until, args=(step, path, folder))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
 
 
 def test_killed_anywhere_it_goes_on_and_gives_the_same(large, tmp_path):
@@ -355,16 +336,14 @@ def test_a_damaged_part_is_named(large, tmp_path):
 
 def test_the_other_processes_wait_for_the_first(large, tmp_path, monkeypatch):
     path = first_lines("text.jsonl", 100, tmp_path)
-    child = os.fork()
-    if not child:
-        os.environ["RANK"] = "1"
-        rows = make(path, tmp_path / "s")
-        (tmp_path / "second").write_text(str(int(rows.sum())))
-        os._exit(0)
+    given = path, tmp_path / "s", tmp_path / "second"
+    process = forked.context().Process(target=make_as_second, args=given)
+    process.start()
     time.sleep(0.4)
     assert not (tmp_path / "second").exists() and not (tmp_path / "s").exists()
     rows = make(path, tmp_path / "s")
-    assert os.waitpid(child, 0)[1] == 0
+    process.join(60)
+    assert process.exitcode == 0
     assert (tmp_path / "second").read_text() == str(int(rows.sum()))
 
 

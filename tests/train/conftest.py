@@ -1,19 +1,14 @@
 """Processes that may be killed, and cost no import."""
 
-import multiprocessing
-import os
-
 import pytest
+
+from tests import forked
 
 
 @pytest.fixture(scope="session")
 def child():
     """child(function, *arguments) -> its exit code; wait=False: the started process."""
-    if os.name == "nt":
-        pytest.skip("Windows cannot fork")
-    context = multiprocessing.get_context("forkserver")
-    # AdamW imports dynamo when it is first used, which takes a second
-    context.set_forkserver_preload(["tests.train.worlds", "torch._dynamo"])
+    context = forked.context()
 
     def start(function, *arguments, wait=True):
         process = context.Process(target=function, args=arguments)
