@@ -28,7 +28,6 @@ from torch import Tensor
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.data.datasets import read_prompts
-from minipalm.data.tokenizer import load_tokenizer
 from minipalm.model.palm import PaLM
 from minipalm.plot.interactive import interactive
 from minipalm.plot.kl import (
@@ -44,9 +43,12 @@ from minipalm.plot.kl import (
 )
 from minipalm.rlhf.answers import Answers, answer
 from minipalm.rlhf.logprobs import masked_mean
-from minipalm.rlhf.reward import RewardModel
+from minipalm.train.networks import (
+    load_policy,
+    load_reward_model,
+    tokenizer_of,
+)
 from minipalm.train.optim import adamw, optimizer_step
-from minipalm.train.stage import finished_stage, load_result
 
 # %% tags=["classroom"]
 from minipalm.course.check import check, progress
@@ -65,17 +67,9 @@ borrow(out, ("06_palm", "07_sft", "08_reward_model"), scale)
 
 # %%
 preset = get_preset(scale)
-tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-reference = load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
-reward_model = load_result(
-    RewardModel(PaLM(trunk_config), preset.reward.pooling),
-    out,
-    "08_reward_model",
-    "reward_model",
-    tokenizer,
-)
+tokenizer = tokenizer_of(out)
+reference = load_policy(out, "07_sft", preset, tokenizer)
+reward_model = load_reward_model(out, preset, tokenizer)
 reference.requires_grad_(False)
 reward_model.requires_grad_(False)
 asked = [record.prompt for record in read_prompts(prompts)]

@@ -18,7 +18,6 @@ prompts = "data/prompts.jsonl"
 # %%
 import copy
 import os
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,8 +26,6 @@ from torch import Tensor
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.data.datasets import read_prompts
-from minipalm.data.tokenizer import load_tokenizer
-from minipalm.model.palm import PaLM
 from minipalm.plot.credit import (
     bias_and_variance,
     blind_values,
@@ -39,8 +36,11 @@ from minipalm.plot.credit import (
 from minipalm.plot.interactive import interactive
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.critic import Critic, critic_from_reward_model
-from minipalm.rlhf.reward import RewardModel
-from minipalm.train.stage import finished_stage, load_result
+from minipalm.train.networks import (
+    load_policy,
+    load_reward_model,
+    tokenizer_of,
+)
 
 # %% tags=["classroom"]
 from minipalm.course.check import check, progress
@@ -51,17 +51,9 @@ borrow(out, ("06_palm", "07_sft", "08_reward_model"), scale)
 
 # %%
 preset = get_preset(scale)
-tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-policy = load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
-reward_model = load_result(
-    RewardModel(PaLM(trunk_config), preset.reward.pooling),
-    out,
-    "08_reward_model",
-    "reward_model",
-    tokenizer,
-)
+tokenizer = tokenizer_of(out)
+policy = load_policy(out, "07_sft", preset, tokenizer)
+reward_model = load_reward_model(out, preset, tokenizer)
 
 # %% [markdown]
 # ## An answer and its score

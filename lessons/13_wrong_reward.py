@@ -42,17 +42,19 @@ from minipalm.course.wrong_rewards import (
 )
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.datasets import read_prompts
-from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.laws import LawFit, Peak
 from minipalm.evaluate.length import LengthEffect
 from minipalm.evaluate.stopping import Stop
-from minipalm.model.palm import PaLM
 from minipalm.rlhf.critic import critic_from_reward_model
 from minipalm.rlhf.ensemble import all_scores
-from minipalm.rlhf.reward import RewardModel
 from minipalm.train.ppo import train_ppo
 from minipalm.train.run import Run
-from minipalm.train.stage import finished_stage, load_result
+from minipalm.train.networks import (
+    load_policy,
+    load_reward_model,
+    load_trunk,
+    tokenizer_of,
+)
 
 # %%
 from minipalm.plot.interactive import interactive
@@ -81,18 +83,10 @@ borrow(out, ("06_palm", "07_sft", "08_reward_model"), scale)
 
 # %%
 preset = get_preset(scale)
-tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-reference = load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
-trunk = load_result(PaLM(trunk_config), out, "07_sft", "trunk", tokenizer)
-paid_by = load_result(
-    RewardModel(PaLM(trunk_config), preset.reward.pooling),
-    out,
-    "08_reward_model",
-    "reward_model",
-    tokenizer,
-)
+tokenizer = tokenizer_of(out)
+reference = load_policy(out, "07_sft", preset, tokenizer)
+trunk = load_trunk(out, "07_sft", preset, tokenizer)
+paid_by = load_reward_model(out, preset, tokenizer)
 for model in (reference, trunk, paid_by):
     model.requires_grad_(False)
 texts = [record.prompt for record in read_prompts(prompts)]
@@ -107,7 +101,7 @@ world = World(
     preset,
     tokenizer,
     reference,
-    {trunk_config.dim: trunk},
+    {trunk.config.dim: trunk},
     texts,
     asked,
     asked_mask,

@@ -32,7 +32,6 @@ from minipalm.config import OptimConfig, get_preset
 from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.datasets import read_prompts
-from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.judge import gold_of, judge
 from minipalm.model.palm import PaLM
 from minipalm.plot.interactive import interactive
@@ -53,9 +52,12 @@ from minipalm.rlhf.log import Log, log_answers, read_log, write_log
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
 from minipalm.rlhf.offline import replay
 from minipalm.rlhf.ppo import ppo_update
-from minipalm.rlhf.reward import RewardModel
+from minipalm.train.networks import (
+    load_policy,
+    load_reward_model,
+    tokenizer_of,
+)
 from minipalm.train.optim import adamw, batch_rows, optimizer_step, set_lr
-from minipalm.train.stage import finished_stage, load_result
 
 # %% tags=["classroom"]
 from minipalm.course.check import check, progress
@@ -69,17 +71,9 @@ borrow(out, ("06_palm", "07_sft", "08_reward_model"), scale)
 
 # %%
 preset = get_preset(scale)
-tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-reference = load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
-reward_model = load_result(
-    RewardModel(PaLM(trunk_config), preset.reward.pooling),
-    out,
-    "08_reward_model",
-    "reward_model",
-    tokenizer,
-)
+tokenizer = tokenizer_of(out)
+reference = load_policy(out, "07_sft", preset, tokenizer)
+reward_model = load_reward_model(out, preset, tokenizer)
 reference.requires_grad_(False)
 reward_model.requires_grad_(False)
 texts = [record.prompt for record in read_prompts(prompts)]

@@ -30,7 +30,7 @@ from minipalm.course.source import change, compile_beside, source_of
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.datasets import read_prompts
 from minipalm.data.files import write_text
-from minipalm.data.tokenizer import Tokenizer, load_tokenizer
+from minipalm.data.tokenizer import Tokenizer
 from minipalm.evaluate.judge import gold_of
 from minipalm.model.palm import PaLM
 from minipalm.rlhf import critic as critics
@@ -39,8 +39,8 @@ from minipalm.rlhf.invariants import InvariantError, switched_off
 from minipalm.rlhf.reward import RewardModel
 from minipalm.rlhf.rollout import Rollout
 from minipalm.train import ppo as training
+from minipalm.train.networks import load_policy, load_reward_model, tokenizer_of
 from minipalm.train.run import Run, TrainingError
-from minipalm.train.stage import finished_stage, load_result
 
 RESULTS = ROOT / "data" / "results" / "bugs.json"
 SEEDS = (1, 2, 3)
@@ -287,12 +287,9 @@ def world_from(out: str | Path, scale: str, prompts: str | Path) -> World:
     run is the beginning of a longer one, and a small bonus for entropy.
     """
     preset = get_preset(scale)
-    tokenizer = load_tokenizer(finished_stage(out, "06_palm") / "tokenizer.json")
-    config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-    trunk = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
-    policy = load_result(PaLM(config), out, "07_sft", "policy", tokenizer)
-    empty = RewardModel(PaLM(trunk), preset.reward.pooling)
-    judge = load_result(empty, out, "08_reward_model", "reward_model", tokenizer)
+    tokenizer = tokenizer_of(out)
+    policy = load_policy(out, "07_sft", preset, tokenizer)
+    judge = load_reward_model(out, preset, tokenizer)
     asked = [record.prompt for record in read_prompts(prompts)]
     ids, mask = pad_left([prompt_ids(tokenizer, p) for p in asked], preset.max_prompt)
     return World(

@@ -46,7 +46,7 @@ from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.datasets import read_prompts
 from minipalm.data.files import write_text
-from minipalm.data.tokenizer import Tokenizer, load_tokenizer
+from minipalm.data.tokenizer import Tokenizer
 from minipalm.evaluate.judge import Judged, gold_of, judge
 from minipalm.evaluate.statistics import win_rate
 from minipalm.model.palm import PaLM
@@ -58,10 +58,10 @@ from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel
 from minipalm.train.dpo import train_dpo
 from minipalm.train.group import train_group
+from minipalm.train.networks import load_policy, load_reward_model, tokenizer_of
 from minipalm.train.offline import train_offline
 from minipalm.train.ppo import train_ppo
 from minipalm.train.run import Run
-from minipalm.train.stage import load_result
 
 RESULTS = ROOT / "data" / "results" / "methods.json"
 ANSWERS = TOY.ppo.iterations * TOY.ppo.batch_size  # 8,192, of every method
@@ -158,19 +158,9 @@ def make_base(seed: int, out: Path) -> None:
 
 def open_world(seed: int, out: Path) -> World:
     """Load what `make_base` has made."""
-    tokenizer = load_tokenizer(out / "06_palm" / "tokenizer.json")
-    policy, trunk = (
-        PaLM(replace(config, vocab_size=tokenizer.vocab_size))
-        for config in (TOY.policy, TOY.reward_trunk)
-    )
-    sft = load_result(policy, out, "07_sft", "policy", tokenizer)
-    reward_model = load_result(
-        RewardModel(trunk, TOY.reward.pooling),
-        out,
-        "08_reward_model",
-        "reward_model",
-        tokenizer,
-    )
+    tokenizer = tokenizer_of(out)
+    sft = load_policy(out, "07_sft", TOY, tokenizer)
+    reward_model = load_reward_model(out, TOY, tokenizer)
     texts = [record.prompt for record in read_prompts(out / "data" / "prompts.jsonl")]
     ids = [prompt_ids(tokenizer, text) for text in texts]
     return World(

@@ -21,17 +21,17 @@ from minipalm.course.methods import make_base
 from minipalm.data.batches import pad_left, prompt_ids, response_ids
 from minipalm.data.datasets import read_demonstrations, read_prompts
 from minipalm.data.gold import gold_reward, label_pair
-from minipalm.data.tokenizer import Tokenizer, load_tokenizer
+from minipalm.data.tokenizer import Tokenizer
 from minipalm.evaluate.length import within
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import Answers, answer
 from minipalm.rlhf.pairs import Pairs, pairs_of
 from minipalm.rlhf.reward import RewardModel
 from minipalm.rlhf.sft import pack_examples
+from minipalm.train.networks import load_policy, load_trunk, tokenizer_of
 from minipalm.train.reward_model import train_reward_model
 from minipalm.train.run import Run
 from minipalm.train.sft import train_sft
-from minipalm.train.stage import load_result
 
 # half the speed: the way is what we look at
 PPO = replace(TOY.ppo, policy_lr=7e-4, iterations=40)
@@ -209,14 +209,10 @@ def scores_of(model: RewardModel, answers: Answers) -> Float[Tensor, "N"]:
 def open_world(seed: int, out: Path) -> World:
     """What a seed's pipeline has made (see `methods.make_base`), and a small trunk."""
     make_base(seed, out)
-    tokenizer = load_tokenizer(out / "06_palm" / "tokenizer.json")
+    tokenizer = tokenizer_of(out)
     folder = out / "13_wrong_reward"
-    policy, trunk = (
-        PaLM(replace(config, vocab_size=tokenizer.vocab_size))
-        for config in (TOY.policy, TOY.reward_trunk)
-    )
-    sft = load_result(policy, out, "07_sft", "policy", tokenizer)
-    trunk = load_result(trunk, out, "07_sft", "trunk", tokenizer)
+    sft = load_policy(out, "07_sft", TOY, tokenizer)
+    trunk = load_trunk(out, "07_sft", TOY, tokenizer)
     small = PaLMConfig(
         tokenizer.vocab_size, dim=NARROW, depth=2, heads=1, head_dim=NARROW
     )

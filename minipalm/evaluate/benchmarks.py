@@ -14,7 +14,6 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,18 +23,12 @@ import torch
 
 from minipalm.config import get_preset
 from minipalm.data.files import write_text
-from minipalm.data.tokenizer import load_tokenizer
 from minipalm.evaluate.exam import BenchmarkError, benchmark
 from minipalm.evaluate.harness import Examinee
 from minipalm.evaluate.isolated import NotIsolated
-from minipalm.model.palm import PaLM
 from minipalm.train.checkpoint import CheckpointError
-from minipalm.train.stage import (
-    StageError,
-    finished_stage,
-    load_result,
-    stage_summary,
-)
+from minipalm.train.networks import load_policy, tokenizer_of
+from minipalm.train.stage import StageError, stage_summary
 
 # --- who sits the exam ----------------------------------------------------------------
 
@@ -80,9 +73,8 @@ def load_examinee(
             f"{run / stage} has no policy {policy!r}, but {', '.join(names)}"
         )
     preset = get_preset(stage_summary(run, stage)["scale"])
-    tokenizer = load_tokenizer(finished_stage(run, "06_palm") / "tokenizer.json")
-    model = PaLM(replace(preset.policy, vocab_size=tokenizer.vocab_size))
-    load_result(model, run, stage, policy, tokenizer)
+    tokenizer = tokenizer_of(run)
+    model = load_policy(run, stage, preset, tokenizer, policy)
     return Examinee(
         model.to(device).eval(),
         tokenizer,

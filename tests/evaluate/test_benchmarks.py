@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minipalm.config import get_preset
+from minipalm.config import MachineConfig, get_preset
 from minipalm.data.batches import prompt_ids
 from minipalm.data.tokenizer import BytePairTokenizer, WordTokenizer
 from minipalm.evaluate import benchmarks
@@ -23,7 +23,9 @@ from minipalm.evaluate.benchmarks import (
     policy_names,
 )
 from minipalm.evaluate.harness import Examinee
+from minipalm.model.lora import adapter_parameters
 from minipalm.model.palm import PaLM
+from minipalm.model.place import fine_tuned
 from minipalm.train.stage import finish_stage
 from tests.small import seeded, small_palm
 
@@ -365,6 +367,20 @@ def test_the_policies_that_a_stage_has_left_are_found(tmp_path):
         assert one.window == get_preset("smoke").window
         for weight, other in zip(one.model.parameters(), models[name].parameters()):
             assert torch.equal(weight, other)
+
+
+def test_a_policy_of_adapters_is_found_with_them(tmp_path):
+    models = make_run(tmp_path)
+    finish_stage(tmp_path, "07_sft", {"policy": models["b"]}, TOKENIZER, scale="smoke")
+    policy = fine_tuned(models["b"], MachineConfig(lora_rank=2))
+    for weight in adapter_parameters(policy):
+        torch.nn.init.normal_(weight, std=0.1, generator=seeded(4))
+    said = {"scale": "smoke", "kl_coefs": [0.15], "start": "07_sft"}
+    finish_stage(tmp_path, "11_ppo", {"beta-0.15": policy}, TOKENIZER, **said)
+    one = load_examinee(tmp_path, "11_ppo", "beta-0.15")
+    ids = torch.tensor([[1, 3, 4, 5]])
+    assert torch.equal(one.model(ids), policy(ids))
+    assert not torch.equal(one.model(ids), models["b"](ids))
 
 
 @needs_harness
