@@ -34,6 +34,7 @@ from minipalm.data.tokenizer import train_tokenizer
 from minipalm.model.attention import fused_attention
 from minipalm.model.block import Rotations, last_of_parallel, last_of_serial
 from minipalm.model.cache import KVCache
+from minipalm.model.linear import Linear
 from minipalm.model.palm import PaLM
 from minipalm.model.rope import rotate, rotations
 from minipalm.model.swiglu import swiglu
@@ -136,10 +137,11 @@ for name, part in zip("qkv", split_heads(columns, config, rope)):
 # %% [markdown]
 # ## The block
 #
-# Everything is there: `__init__` makes the norm and three matrices. The first
-# is five in one, its columns are q | k | v | gate | up. `forward` hands over
-# to `all_tokens`, which you write. (The other way, `last`, gives the same
-# numbers where only the last tokens are asked for.)
+# Everything is there: `__init__` makes the norm and three matrices (`Linear`
+# is torch's, without a bias). The first is five in one, its columns are
+# q | k | v | gate | up. `forward` hands over to `all_tokens`, which you write.
+# (The other way, `last`, gives the same numbers where only the last tokens are
+# asked for.)
 
 # %% tags=["exercise"]
 from minipalm.model.block import ParallelBlock
@@ -149,7 +151,7 @@ from minipalm.model.block import ParallelBlock
 # show if the block's two ways out are set to zero?
 
 # %%
-torch.manual_seed(seed)  # nn.Linear draws from torch's own generator
+torch.manual_seed(seed)  # Linear draws from torch's own generator
 block = ParallelBlock(config)
 with torch.no_grad():
     added = block(x, rope) - x
@@ -180,11 +182,11 @@ x = torch.randn(8, preset.window, D, generator=draw)
 wide = torch.randn(8, preset.window, M, generator=draw)
 rope = rotations(torch.arange(preset.window)[None], sizes.head_dim)
 products = {
-    "q k v": (x, nn.Linear(D, sizes.qkv_dim, bias=False)),
-    "gate up": (x, nn.Linear(D, 2 * M, bias=False)),
-    "both at once": (x, nn.Linear(D, sizes.qkv_dim + 2 * M, bias=False)),
-    "out": (x[..., :read], nn.Linear(read, D, bias=False)),
-    "down": (wide, nn.Linear(M, D, bias=False)),
+    "q k v": (x, Linear(D, sizes.qkv_dim)),
+    "gate up": (x, Linear(D, 2 * M)),
+    "both at once": (x, Linear(D, sizes.qkv_dim + 2 * M)),
+    "out": (x[..., :read], Linear(read, D)),
+    "down": (wide, Linear(M, D)),
 }
 with torch.no_grad():
     for name, (inputs, layer) in products.items():

@@ -48,6 +48,7 @@ from minipalm.model.block import (
     init_block,
 )
 from minipalm.model.cache import KVCache
+from minipalm.model.linear import linear
 from minipalm.model.place import place
 from minipalm.model.rope import rotations
 from minipalm.parallel import summed
@@ -116,7 +117,7 @@ print(f"vocabulary: {tokenizer.vocab_size}, text: {len(stream)} tokens")
 # a token is, and how sharp the first guesses are.
 #
 # **Your turn.** The parts are there: `__init__` makes them, `places` says
-# what each token sees. Lead the tokens through.
+# what each token sees, `linear` is `F.linear`. Lead the tokens through.
 
 # %% tags=["exercise"]
 from minipalm.model.palm import PaLM

@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from minipalm.config import PaLMConfig
 from minipalm.model.attention import fused_attention
 from minipalm.model.cache import KVCache
+from minipalm.model.linear import Linear, linear
 from minipalm.model.rope import rotate
 from minipalm.model.swiglu import swiglu
 
@@ -60,9 +60,9 @@ class ParallelBlock(nn.Module):
         D, M = config.dim, config.ff_dim
         self.widths = [config.qkv_dim, M, M]
         self.norm = nn.LayerNorm(D, bias=False)
-        self.w_in = nn.Linear(D, sum(self.widths), bias=False)
-        self.w_attention = nn.Linear(config.heads * config.head_dim, D, bias=False)
-        self.w_feedforward = nn.Linear(M, D, bias=False)
+        self.w_in = Linear(D, sum(self.widths))
+        self.w_attention = Linear(config.heads * config.head_dim, D)
+        self.w_feedforward = Linear(M, D)
 
     def forward(
         self,
@@ -129,11 +129,11 @@ class SerialBlock(nn.Module):
         self.config = config
         D, M = config.dim, config.ff_dim
         self.attention_norm = nn.LayerNorm(D, bias=False)
-        self.w_qkv = nn.Linear(D, config.qkv_dim, bias=False)
-        self.w_attention = nn.Linear(config.heads * config.head_dim, D, bias=False)
+        self.w_qkv = Linear(D, config.qkv_dim)
+        self.w_attention = Linear(config.heads * config.head_dim, D)
         self.feedforward_norm = nn.LayerNorm(D, bias=False)
-        self.w_gate_up = nn.Linear(D, 2 * M, bias=False)
-        self.w_feedforward = nn.Linear(M, D, bias=False)
+        self.w_gate_up = Linear(D, 2 * M)
+        self.w_feedforward = Linear(M, D)
 
     def forward(
         self,
@@ -222,7 +222,7 @@ def last_of_parallel(
     qkv, gate, up = block.w_in(h[:, begin:]).split(block.widths, dim=-1)
     q, k, v = split_heads(qkv, config, late)
     queries = config.heads * config.head_dim
-    kv = F.linear(h[:, :begin], block.w_in.weight[queries : block.widths[0]])
+    kv = linear(h[:, :begin], block.w_in.weight[queries : block.widths[0]])
     kv = rearrange(kv, "B T (heads K) -> B heads T K", K=config.head_dim)
     k_early, v_early = kv.chunk(2, dim=1)
     k = torch.cat([rotate(k_early, *early), k], dim=2)

@@ -1,7 +1,6 @@
 """A whole PaLM: embedding, blocks, a last norm, and the embedding again as head."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -9,6 +8,7 @@ from minipalm.config import PaLMConfig
 from minipalm.model.attention import attention_mask
 from minipalm.model.block import ParallelBlock, Rotations, SerialBlock, init_block
 from minipalm.model.cache import KVCache
+from minipalm.model.linear import linear
 from minipalm.model.rope import rotations
 
 
@@ -117,7 +117,7 @@ class PaLM(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Scores of the next token: the tied head, without a bias."""
-        return F.linear(hidden, self.embedding.weight)
+        return linear(hidden, self.embedding.weight)
 
     def forward(
         self,

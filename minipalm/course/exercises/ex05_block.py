@@ -619,9 +619,10 @@ SERIAL = Exercise(
             (
                 "return x + self.w_feedforward(swiglu(gate, up))",
                 "M = self.config.ff_dim\n"
-                "        gate = F.linear(h, self.w_gate_up.weight[:M])\n"
-                "        up = F.linear(h, self.w_gate_up.weight[M:])\n"
-                "        return torch.add(self.w_feedforward(up * F.silu(gate)), x)",
+                "        gate = linear(h, self.w_gate_up.weight[:M])\n"
+                "        up = linear(h, self.w_gate_up.weight[M:])\n"
+                "        gated = up * gate * gate.sigmoid()\n"
+                "        return torch.add(self.w_feedforward(gated), x)",
             ),
         ),
     ),
