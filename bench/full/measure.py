@@ -24,8 +24,8 @@ class Sizes:
 
     preset: Preset
     window: int  # tokens of a training row
-    rows: int  # of a step with bfloat16 weights
-    fp32_rows: int  # of a step with float32 weights, and with adapters
+    rows: int  # of a step
+    fp32_rows: int  # of a step with float32 weights, which leave less room
     peer_depth: int  # blocks where peers are trained
     batches: tuple[int, ...]  # answers at a time
     matmul: int  # side of the matrices that give the ceiling
@@ -53,7 +53,7 @@ def full_sizes() -> Sizes:
         matmul=8192,
         seconds=3.0,
         copy=8 * GIB,
-        steps=6,
+        steps=10,
     )
 
 

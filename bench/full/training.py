@@ -114,7 +114,7 @@ def train_lora(sizes: Sizes) -> Numbers:
     policy = fine_tuned(start, machine, reference)
     del start
     clear()
-    ids = token_rows(sizes.policy, sizes.fp32_rows, sizes.window + 1)
+    ids = token_rows(sizes.policy, sizes.rows, sizes.window + 1)
     flops = flops_per_token(sizes.policy, sizes.window, products=4)
     return timed_steps(
         policy, lambda ids: next_token_loss(policy, ids), ids, flops, sizes.steps
@@ -133,12 +133,12 @@ def train_two_gpus(sizes: Sizes) -> Numbers:
 
 def peer_rows(sizes: Sizes) -> tuple[PaLMConfig, Tensor]:
     config = replace(sizes.policy, depth=sizes.peer_depth)
-    return config, token_rows(config, sizes.fp32_rows, sizes.window + 1)
+    return config, token_rows(config, sizes.rows, sizes.window + 1)
 
 
 def train_ours_short(sizes: Sizes) -> Numbers:
     config, _ = peer_rows(sizes)
-    return ours(config, sizes.fp32_rows, sizes, FAST, "bfloat16")
+    return ours(config, sizes.rows, sizes, FAST, "bfloat16")
 
 
 def peer(model: Any, loss: Callable[[Tensor], Tensor], sizes: Sizes) -> Numbers:
