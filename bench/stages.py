@@ -3,6 +3,7 @@
     python -m bench.stages full-lora:3 /tmp/run                         one GPU
     torchrun --nproc-per-node 2 -m bench.stages full:3 /tmp/run         two
     python -m bench.stages smoke /tmp/run 06_palm 07_sft                some stages
+    python -m bench.stages full-lora:3 /tmp/run 15_offline              lesson 15's
 
 It runs the cells of a batch run, stage after stage in one process a rank, and prints
 for each stage its seconds, and of each training run the last line of metrics: loss,
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("scale", help="such as full-lora:3, full:3, smoke")
     parser.add_argument("out", type=Path, help="folder of the run")
     parser.add_argument(
-        "stages", nargs="*", default=STAGES, help="all, if none is named"
+        "stages", nargs="*", default=STAGES, help="the pipeline's, if none is named"
     )
     parser.add_argument("--checkpoints", action="store_true")
     args = parser.parse_args()

@@ -89,7 +89,7 @@ BUGS = (
     ),
     Bug(
         "temperature",
-        "minipalm.rlhf.rollout:collect",
+        "minipalm.rlhf.rollout:sample_answers",
         "        temperature=config.temperature,\n    )\n    T =",
         "        temperature=0.7 * config.temperature,\n    )\n    T =",
         "Answers are sampled at another temperature than they are trained at.",

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from minipalm.course.run import STAGES
+from minipalm.course.run import stages_until
 
 LENDER = Path("runs/toy")  # what `./course run` has made
 
@@ -48,7 +48,7 @@ def start_afresh(out: str, stage: str, scale: str) -> None:
                 shutil.rmtree(old, ignore_errors=True)
             elif old.suffix != ".ipynb":  # a batch run is writing its notebook there
                 old.unlink()
-    borrow(out, STAGES[: STAGES.index(stage)], scale)
+    borrow(out, stages_until(stage)[:-1], scale)
 
 
 def made_by_run(stage: Path) -> bool:

@@ -3,6 +3,7 @@
     ./course full                                full size, one rank a GPU
     ./course full --scale full-lora --gpus 1     adapters: one GPU of 80 GB
     ./course full --until 07_sft --out runs/mine --data my_data
+    ./course full --until 15_offline             further than by default, see run.py
 
 The stages are those of `./course run`, and so is what is skipped, resumed and made
 again. Only the start differs: where there is more than one rank, torchrun runs each
@@ -55,6 +56,7 @@ def check_ranks(preset: Preset, ranks: int) -> None:
         "reward.optim.batch_size": preset.reward.optim.batch_size,
         "ppo.batch_size": preset.ppo.batch_size,
         "ppo.minibatch_size": preset.ppo.minibatch_size,
+        "methods.dpo.optim.batch_size": preset.methods.dpo.optim.batch_size,
     }.items():
         if size % ranks:
             raise ValueError(

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ from minipalm.config import (
     DPOConfig,
     GroupConfig,
     OfflineConfig,
-    OptimConfig,
     PPOConfig,
 )
 from minipalm.course import ROOT
@@ -53,8 +52,8 @@ from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import answer, answers_of
 from minipalm.rlhf.best_of_n import best_of_n_estimate, best_of_n_kl
 from minipalm.rlhf.critic import Critic, critic_from_reward_model
+from minipalm.rlhf.dpo import pairs_of_log
 from minipalm.rlhf.log import Log, log_answers, read_log, write_log
-from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel
 from minipalm.train.dpo import train_dpo
 from minipalm.train.group import train_group
@@ -64,44 +63,12 @@ from minipalm.train.ppo import train_ppo
 from minipalm.train.run import Run
 
 RESULTS = ROOT / "data" / "results" / "methods.json"
-ANSWERS = TOY.ppo.iterations * TOY.ppo.batch_size  # 8,192, of every method
+# What they are set to, and why, stands beside TOY_METHODS in minipalm/config.py.
+PPO, METHODS = TOY.ppo, TOY.methods
+OFFLINE, DPO, RLOO, GRPO = METHODS.offline, METHODS.dpo, METHODS.rloo, METHODS.grpo
+ANSWERS = METHODS.answers  # 8,192, of every method
+BEST_OF = METHODS.best_of
 JUDGED = 512  # answers that a policy is judged by; not part of the budget
-BEST_OF = 64  # of n answers the best: no KL above 3.17 nats
-
-# --- settings -------------------------------------------------------------------------
-#
-# Tuned on seeds 100 to 102, never on seeds 1 to 5. What was matched is the distance
-# from SFT: PPO ends at 5.1 nats there (3.2 to 6.3). A first round, matched on seed 100
-# alone, put GRPO at 8.1 and DPO at 6.4 nats on seeds 1 to 5, where PPO is at 4.5: one
-# seed is too few to match by.
-
-PPO = TOY.ppo
-
-# One pass over the log. At PPO's learning rate, 1.4e-3, the policy leaves the log in
-# 20 iterations (effective sample size below .1) and, if it is let, goes on to answers
-# that nobody has ever scored: gold 4.0, 50 nats, at β .3. So this one is slower, and
-# ends nearer to SFT, at 3.2 nats: the price of not asking again.
-OFFLINE = OfflineConfig(replace(TOY.ppo, policy_lr=5e-4), weight_limit=5.0)
-OFFLINE_KL_COEF = 0.15
-
-# Three epochs. 5.4 nats (4.6 to 7.1); on seed 100, β .3 went to 5.4, .1 to 7.9.
-DPO = DPOConfig(OptimConfig(steps=192, batch_size=64, lr=1e-3), beta=0.4)
-
-# PPO's own dials where there are such. Groups of 8 were as good for RLOO on seed 100,
-# and took GRPO further without more gold.
-RLOO = GroupConfig(
-    "rloo",
-    iterations=TOY.ppo.iterations,
-    batch_size=TOY.ppo.batch_size,
-    group_size=4,
-    minibatch_size=64,
-    epochs=2,
-    lr=1.4e-3,
-    kl_coef=0.15,
-    final_lr=0.3,
-)
-# 4.8 nats (4.2 to 5.2); β .15 went to 5.8 on seed 100, .3 to 2.2.
-GRPO = replace(RLOO, method="grpo", kl_coef=0.2)
 
 
 @dataclass(frozen=True)
@@ -123,7 +90,7 @@ class World:
     folder: Path
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         return {"max_response": TOY.max_response, "eos_id": self.tokenizer.eos_id}
 
     def run(self, name: str) -> Run:
@@ -240,7 +207,7 @@ def train_by_log(
     policy: PaLM,
     log: Log,
     config: OfflineConfig = OFFLINE,
-    kl_coef: float = OFFLINE_KL_COEF,
+    kl_coef: float = METHODS.offline_kl_coef,
 ) -> None:
     train_offline(
         policy,
@@ -251,24 +218,6 @@ def train_by_log(
         world.run("offline"),
         world.seed,
         kl_coef=kl_coef,
-    )
-
-
-def pairs_of_log(log: Log) -> Pairs:
-    """Answers 2i and 2i + 1 are to one prompt; equal scores make no pair."""
-    first, second = log.scores.view(-1, 2).unbind(1)
-    won = torch.where(first > second, 0, 1)
-    chosen = 2 * torch.arange(len(won)) + won
-    rejected = 2 * torch.arange(len(won)) + 1 - won
-    told = first != second
-    chosen, rejected = chosen[told], rejected[told]
-    return Pairs(
-        log.prompts[chosen],
-        log.prompt_mask[chosen],
-        log.responses[chosen],
-        log.mask[chosen],
-        log.responses[rejected],
-        log.mask[rejected],
     )
 
 
@@ -415,7 +364,7 @@ def settings() -> dict[str, Any]:
         "judged": JUDGED,
         "best_of": BEST_OF,
         "ppo": asdict(PPO),
-        "offline": {**asdict(OFFLINE), "kl_coef": OFFLINE_KL_COEF},
+        "offline": {**asdict(OFFLINE), "kl_coef": METHODS.offline_kl_coef},
         "dpo": asdict(DPO),
         "rloo": asdict(RLOO),
         "grpo": asdict(GRPO),

@@ -2,6 +2,7 @@
 
     ./course run --scale toy --seed 0 --out runs/toy
     ./course run --until 07_sft                         no further than this stage
+    ./course run --until 15_offline                     and then what it leaves out
 
 A stage writes into its folder {out}/{stage}, done.json last. Here we keep stage.json
 beside it: the scale, the seed, the input files and the earlier stages that it was made
@@ -43,6 +44,7 @@ from minipalm.stopping import stop_on_signals
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
 STAGES = ("06_palm", "07_sft", "08_reward_model", "11_ppo", "12_evaluation")
+FURTHER = ("15_offline",)  # begins where those end; runs if it is asked for
 STOPPING = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -131,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_place(out: Path, scale: str, seed: int) -> None:
     """Raises ValueError if out holds stages of another scale or seed."""
-    for stage in STAGES:
+    for stage in (*STAGES, *FURTHER):
         for name in ("stage.json", "done.json"):
             record = read_json(out / stage / name)
             found = record.get("scale", scale), record.get("seed", seed)
@@ -296,7 +298,7 @@ def run_stages(
                 f"{stage} failed, as said above. Mend it and {resume}", file=sys.stderr
             )
             return spent.status
-    if list(inputs)[-1] != STAGES[-1]:  # the report is about all of them
+    if STAGES[-1] not in inputs:  # the report is about all of them
         return 0
     report(args.out)
     times = [read_json(args.out / stage / TIMES).get("cpu", 0.0) for stage in inputs]
@@ -305,12 +307,13 @@ def run_stages(
 
 
 def stages_until(last: str | None) -> tuple[str, ...]:
-    """The stages up to one of them, all by default; raises ValueError."""
+    """The stages up to one of them, by default up to the report; raises ValueError."""
     if last is None:
         return STAGES
-    if last not in STAGES:
-        raise ValueError(f"--until must be one of {', '.join(STAGES)} (got {last!r})")
-    return STAGES[: STAGES.index(last) + 1]
+    every = (*STAGES, *FURTHER)
+    if last not in every:
+        raise ValueError(f"--until must be one of {', '.join(every)} (got {last!r})")
+    return every[: every.index(last) + 1]
 
 
 def all_inputs(args: argparse.Namespace) -> dict[str, dict[str, Path]]:

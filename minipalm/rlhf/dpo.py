@@ -21,8 +21,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minipalm.model.palm import PaLM
+from minipalm.model.place import device_of, machine_of
+from minipalm.parallel import ranks, row_by_row
+from minipalm.rlhf.log import Log
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
 from minipalm.rlhf.pairs import Pairs
+
+
+def pairs_of_log(log: Log) -> Pairs:
+    """Comparisons by the score, of a log with two answers to each prompt.
+
+    Args:
+        log: answers 2i and 2i + 1 are to one prompt. Equal scores make no pair.
+    """
+    first, second = log.scores.view(-1, 2).unbind(1)
+    won = torch.where(first > second, 0, 1)
+    chosen = 2 * torch.arange(len(won)) + won
+    rejected = 2 * torch.arange(len(won)) + 1 - won
+    told = first != second
+    chosen, rejected = chosen[told], rejected[told]
+    return Pairs(
+        log.prompts[chosen],
+        log.prompt_mask[chosen],
+        log.responses[chosen],
+        log.mask[chosen],
+        log.responses[rejected],
+        log.mask[rejected],
+    )
 
 
 def sequence_logprobs(
@@ -54,11 +79,19 @@ def sequence_logprobs(
 def pair_logprobs(
     policy: PaLM, pairs: Pairs
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-    """`sequence_logprobs` of the better and of the worse answers, in one pass."""
+    """`sequence_logprobs` of the better and of the worse answers, in one pass.
+
+    Args:
+        policy: its weights get a gradient.
+        pairs: on any device.
+    """
+    pairs = pairs.to(device_of(policy))
     prompts, prompt_mask = pairs.prompts.repeat(2, 1), pairs.prompt_mask.repeat(2, 1)
     answers = torch.cat([pairs.chosen, pairs.rejected])
     mask = torch.cat([pairs.chosen_mask, pairs.rejected_mask])
     T = int(mask.sum(1).max())  # nobody's answer is longer
+    if machine_of(policy).compile:  # for one width
+        T = mask.shape[1]
     logprobs = sequence_logprobs(
         policy, prompts, prompt_mask, answers[:, :T], mask[:, :T]
     )
@@ -72,16 +105,22 @@ def reference_logprobs(
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
     """`pair_logprobs` of all pairs under the reference: it never changes, so once.
 
+    Each process asks about its share, and all get to know.
+
     Args:
         reference: the policy as it is before training.
-        pairs: on its device.
+        pairs: on any device.
         batch_size: pairs at a time.
     """
-    parts = [
-        pair_logprobs(reference, pairs[start : start + batch_size])
-        for start in range(0, len(pairs), batch_size)
-    ]
-    chosen, rejected = (torch.cat(part) for part in zip(*parts))
+    number, at_once = len(pairs), batch_size * ranks().world
+    if machine_of(reference).compile:  # for whole batches: the last pair fills them up
+        number = -(-number // at_once) * at_once
+
+    def both(rows: Int[Tensor, "n"]) -> Float[Tensor, "n 2"]:
+        some = pairs[rows.clamp(max=len(pairs) - 1)]
+        return torch.stack(pair_logprobs(reference, some), dim=1)
+
+    chosen, rejected = row_by_row(both, number, batch_size)[: len(pairs)].unbind(1)
     return chosen, rejected
 
 

@@ -16,19 +16,26 @@ RLOO's gradient is that of E score − β KL(π ‖ π_ref), without bias. GRPO'
 four ways that this file's docstrings name.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minipalm.clock import Clock
 from minipalm.config import GroupConfig
-from minipalm.model.generate import generate
+from minipalm.model.generate import Sampled, generate
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import Tokens
 from minipalm.rlhf.kl import k1, k3
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
-from minipalm.rlhf.rollout import Reward, penalise_missing_eos
+from minipalm.rlhf.rollout import (
+    Reward,
+    answer_logprobs,
+    final_scores,
+    sample_answers,
+)
 
 # --- advantages ---------------------------------------------------------------------
 
@@ -232,36 +239,40 @@ def collect_groups(
     max_response: int,
     eos_id: int,
     generator: torch.Generator,
+    sample: Callable[..., Sampled] = generate,
+    clock: Clock | None = None,
 ) -> Groups:
     """Let the policy answer each prompt `config.group_size` times.
 
     Args:
         policy, reference, reward: see `minipalm.rlhf.rollout.collect`.
         prompts, prompt_mask: left-padded.
-        config: group_size, temperature, missing_eos_penalty, and what the method's
-            advantages need, are read.
+        config: group_size, temperature, missing_eos_penalty, reuse_logprobs,
+            micro_batch, and what the method's advantages need, are read.
         max_response: T, the longest answer.
         eos_id: ends an answer; an answer without it loses missing_eos_penalty.
         generator: draws the tokens.
+        sample, clock: see `minipalm.rlhf.rollout.collect`.
+
+    Raises:
+        ValueError, InvariantError: see `sample_answers` and `final_scores` there.
     """
-    G = config.group_size
-    asked = prompts.repeat_interleave(G, 0), prompt_mask.repeat_interleave(G, 0)
-    told = generate(
+    clock, G = clock or Clock(policy), config.group_size
+    answers, logprobs = sample_answers(
         policy,
-        *asked,
-        max_new_tokens=max_response,
+        prompts.repeat_interleave(G, 0),
+        prompt_mask.repeat_interleave(G, 0),
+        config=config,
+        max_response=max_response,
         eos_id=eos_id,
         generator=generator,
-        temperature=config.temperature,
+        sample=sample,
+        clock=clock,
     )
-    T = int(told.mask.sum(1).max())  # nobody's answer is longer
-    answers = (*asked, told.responses[:, :T], told.mask[:, :T])
-    logprobs, mask = told.logprobs[:, :T], answers[3]
-    logits = response_logits(reference, *answers, temperature=config.temperature)
-    ref_logprobs = torch.where(mask, token_logprobs(logits, answers[2]), 0.0)
-    scores = penalise_missing_eos(
-        reward(*answers).float(), answers[2], mask, eos_id, config.missing_eos_penalty
-    )
+    with clock.phase("reference"):
+        ref_logprobs = answer_logprobs(reference, answers, config)
+    with clock.phase("reward"):
+        scores = final_scores(reward, answers, config, eos_id)
     if config.method == "rloo":
         rewards = scores - config.kl_coef * k1(logprobs, ref_logprobs).sum(1)
         advantages = rloo_advantages(rewards.view(-1, G))

@@ -7,7 +7,7 @@ Everything else (reference, values, advantages) can be worked out again.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minipalm.clock import Clock
 from minipalm.config import PPOConfig
 from minipalm.data.batches import pad_left, pad_right
 from minipalm.data.datasets import DataError
 from minipalm.data.files import write_text
-from minipalm.model.generate import generate
+from minipalm.model.generate import Sampled, generate
 from minipalm.model.palm import PaLM
+from minipalm.parallel import barrier, is_first
 from minipalm.rlhf.answers import Tokens
-from minipalm.rlhf.rollout import Reward, penalise_missing_eos
+from minipalm.rlhf.rollout import Reward, final_scores, sample_answers
 
 FIELDS = ("prompt", "response", "logprobs", "score")
 
@@ -36,7 +38,7 @@ class Log:
         prompts, prompt_mask: left-padded.
         responses, mask: right-padded; mask includes the end-of-sequence token.
         logprobs: log b(y_t), of the law that the tokens were drawn from, nats; 0 where
-            mask is False.
+            mask is False. In bfloat16 as a training pass finds it, see `log_answers`.
         scores: of the whole answers, the penalty for a missing end included.
     """
 
@@ -57,11 +59,17 @@ class Log:
 
     def __getitem__(self, rows: Int[Tensor, "R"] | slice) -> "Log":
         """Those rows, no wider than the longest of their answers."""
-        T = int(self.mask[rows].sum(1).max())
-        few = {field.name: getattr(self, field.name)[rows] for field in fields(Log)}
-        for name in ("responses", "mask", "logprobs"):
-            few[name] = few[name][:, :T]
-        return Log(**few)
+        few = self.uncut(rows)
+        T = int(few.mask.sum(1).max())
+        parts = (few.responses[:, :T], few.mask[:, :T], few.logprobs[:, :T])
+        return Log(few.prompts, few.prompt_mask, *parts, few.scores)
+
+    def uncut(self, rows: Int[Tensor, "R"] | slice) -> "Log":
+        """Those rows, as wide as the whole log: what is compiled wants one width."""
+        return Log(*(getattr(self, field.name)[rows] for field in fields(Log)))
+
+    def to(self, device: torch.device | str) -> "Log":
+        return Log(*(getattr(self, field.name).to(device) for field in fields(Log)))
 
 
 @torch.no_grad()
@@ -75,30 +83,45 @@ def log_answers(
     max_response: int,
     eos_id: int,
     generator: torch.Generator,
+    sample: Callable[..., Sampled] = generate,
+    batch_size: int = 0,
 ) -> Log:
     """Let a policy answer, and note what a later one will need.
+
+    What is noted as log b(y_t) is what an update would take for it: the sampler's own
+    number, or, without `config.reuse_logprobs`, that of a training pass. So a policy
+    that reads its own answers again finds weights of 1.
 
     Args:
         policy: b, writes the log.
         reward: scores the answers.
         prompts, prompt_mask: left-padded.
-        config: temperature and missing_eos_penalty are read.
-        max_response, eos_id, generator: see `minipalm.rlhf.rollout.collect`.
+        config: temperature, missing_eos_penalty, reuse_logprobs and micro_batch are
+            read.
+        max_response, eos_id, generator, sample: see `minipalm.rlhf.rollout.collect`.
+        batch_size: answers at a time; 0 for all at once.
+
+    Returns:
+        answers of max_response columns.
     """
-    told = generate(
-        policy,
-        prompts,
-        prompt_mask,
-        max_new_tokens=max_response,
-        eos_id=eos_id,
-        generator=generator,
-        temperature=config.temperature,
-    )
-    answers = (prompts, prompt_mask, told.responses, told.mask)
-    scores = penalise_missing_eos(
-        reward(*answers).float(), *answers[2:], eos_id, config.missing_eos_penalty
-    )
-    return Log(*answers, told.logprobs, scores)
+    device, clock, parts = policy.embedding.weight.device, Clock(policy), []
+    prompts, prompt_mask = prompts.to(device), prompt_mask.to(device)
+    for rows in torch.arange(len(prompts)).split(batch_size or len(prompts)):
+        answers, logprobs = sample_answers(
+            policy,
+            prompts[rows],
+            prompt_mask[rows],
+            config=config,
+            max_response=max_response,
+            eos_id=eos_id,
+            generator=generator,
+            sample=sample,
+            clock=clock,
+            full_width=True,
+        )
+        scores = final_scores(reward, answers, config, eos_id)
+        parts.append((*answers, logprobs, scores))
+    return Log(*(torch.cat(column) for column in zip(*parts)))
 
 
 # --- the file -----------------------------------------------------------------------
@@ -111,8 +134,9 @@ def write_log(path: str | Path, log: Log) -> None:
 
     The tokens that were sampled, never texts: a text encoded again may be other tokens
     than those that the log-probabilities belong to. A float32 comes back bit by bit.
+    Of several processes the first one writes it.
     """
-    lines = []
+    log, lines = log.to("cpu"), []
     for n in range(len(log)):
         kept = log.mask[n]
         line = {
@@ -122,7 +146,9 @@ def write_log(path: str | Path, log: Log) -> None:
             "score": log.scores[n].item(),
         }
         lines.append(json.dumps(line) + "\n")
-    write_text(path, "".join(lines))
+    if is_first():
+        write_text(path, "".join(lines))
+    barrier()
 
 
 def read_log(

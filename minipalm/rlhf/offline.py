@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from minipalm.clock import Clock
 from minipalm.config import PPOConfig
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.gae import gae, whiten
 from minipalm.rlhf.kl import k3
 from minipalm.rlhf.log import Log
-from minipalm.rlhf.logprobs import response_logits, token_logprobs
-from minipalm.rlhf.rollout import Rollout, shape_rewards
+from minipalm.rlhf.rollout import Rollout, answer_logprobs, read, shape_rewards
 
 # --- how old is it ------------------------------------------------------------------
 
@@ -160,15 +160,18 @@ def replay(
     config: PPOConfig,
     kl_coef: float,
     weight_limit: float,
+    clock: Clock | None = None,
 ) -> tuple[Rollout, dict[str, float]]:
     """What the networks of today think of logged answers; nobody samples.
 
     Args:
         policy, reference, critic: none gets a gradient here.
         log: a batch of answers.
-        config: temperature, that of the sampler, gamma and lam are read.
+        config: temperature, that of the sampler, gamma, lam and micro_batch (answers
+            that a network reads at a time) are read.
         kl_coef: β.
         weight_limit: see `importance_weights`.
+        clock: measures the phases.
 
     Returns:
         the rollout, and what there is to see: score and kl, estimates for the policy
@@ -179,18 +182,18 @@ def replay(
         this very policy these are 0, 1, 1 and 0 up to float32 rounding, since a full
         pass and the sampler's cache add in another order.
     """
-    now, ref_logprobs = (
-        token_logprobs(
-            response_logits(model, *log.tokens, temperature=config.temperature),
-            log.responses,
-        )
-        for model in (policy, reference)
-    )
+    clock = clock or Clock(policy)
+    with clock.phase("logprobs"):
+        now = answer_logprobs(policy, log.tokens, config)
+    with clock.phase("reference"):
+        ref_logprobs = answer_logprobs(reference, log.tokens, config)
+    with clock.phase("values"):
+        values = read(critic, log.tokens, config)
     rollout = rollout_of_log(
         log,
         now,
         ref_logprobs,
-        critic(*log.tokens).float(),
+        values,
         config=config,
         kl_coef=kl_coef,
         weight_limit=weight_limit,

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minipalm.clock import Clock
-from minipalm.config import PPOConfig
+from minipalm.config import GroupConfig, PPOConfig
 from minipalm.data.tokenizer import Tokenizer
 from minipalm.model.generate import Sampled, generate
 from minipalm.model.palm import PaLM
@@ -145,8 +145,13 @@ def shape_rewards(
     return rewards.scatter_add(1, last, scores[:, None])
 
 
+# --- asking the networks ------------------------------------------------------------
+
+Asking = PPOConfig | GroupConfig  # both say how: temperature, micro_batch, ...
+
+
 def read(
-    network: Callable[..., Tensor], answers: Tokens, config: PPOConfig
+    network: Callable[..., Tensor], answers: Tokens, config: Asking
 ) -> Float[Tensor, "B ..."]:
     """What a network says about each answer, float32, without a gradient.
 
@@ -161,7 +166,7 @@ def read(
 
 
 def answer_logprobs(
-    model: PaLM, answers: Tokens, config: PPOConfig
+    model: PaLM, answers: Tokens, config: Asking
 ) -> Float[Tensor, "B T"]:
     """log π(y_t) of given answers, nats, 0 behind their ends: see `read`."""
 
@@ -170,6 +175,78 @@ def answer_logprobs(
         return torch.where(kept, token_logprobs(logits, said), 0.0)
 
     return read(logprobs, answers, config)
+
+
+@torch.no_grad()
+def sample_answers(
+    policy: PaLM,
+    prompts: Int[Tensor, "B P"],
+    prompt_mask: Bool[Tensor, "B P"],
+    *,
+    config: Asking,
+    max_response: int,
+    eos_id: int,
+    generator: torch.Generator,
+    sample: Callable[..., Sampled],
+    clock: Clock,
+    full_width: bool = False,
+) -> tuple[Tokens, Float[Tensor, "B T"]]:
+    """Answers of the policy, and log π(y_t) of their tokens as training will find them.
+
+    Args:
+        policy, prompts, prompt_mask, max_response, eos_id, generator, sample, clock:
+            see `collect`.
+        config: temperature, reuse_logprobs and micro_batch are read.
+        full_width: answers of max_response columns, and not of the longest one's.
+
+    Raises:
+        InvariantError: the sampler's law is another one than the policy's, see
+            `minipalm.rlhf.invariants.check_gap`.
+    """
+    with clock.phase("rollout"):
+        sampled = sample(
+            policy,
+            prompts,
+            prompt_mask,
+            max_new_tokens=max_response,
+            eos_id=eos_id,
+            generator=generator,
+            temperature=config.temperature,
+        )
+    T = int(sampled.mask.sum(1).max())  # nobody's answer is longer
+    if full_width or machine_of(policy).compile:  # compiled for one width
+        T = max_response
+    responses, mask = sampled.responses[:, :T], sampled.mask[:, :T]
+    answers = (prompts, prompt_mask, responses, mask)
+    logprobs = sampled.logprobs[:, :T]
+    if not config.reuse_logprobs:
+        with clock.phase("logprobs"):
+            logprobs = answer_logprobs(policy, answers, config)
+        apart = sampled.logprobs[:, :T] - logprobs  # nats; the mean is a KL
+        gap = masked_mean(apart.abs(), mask).item()
+        clock.note(sampler_gap=gap, sampler_kl=masked_mean(apart, mask).item())
+        check_gap(gap)
+    return answers, logprobs
+
+
+@torch.no_grad()
+def final_scores(
+    reward: Reward, answers: Tokens, config: Asking, eos_id: int
+) -> Float[Tensor, "B"]:
+    """The reward of each answer, less the penalty where it has not ended by itself.
+
+    Raises:
+        ValueError: the reward gave something else than one score an answer.
+    """
+    responses, mask = answers[2:]
+    scores = read(reward, answers, config)
+    if scores.shape != mask.shape[:1]:
+        raise ValueError(
+            f"a reward gives one score an answer: expected {tuple(mask.shape[:1])} "
+            f"numbers, got {tuple(scores.shape)}"
+        )
+    penalty = config.missing_eos_penalty
+    return penalise_missing_eos(scores, responses, mask, eos_id, penalty)
 
 
 @torch.no_grad()
@@ -213,44 +290,24 @@ def collect(
             `minipalm.rlhf.invariants.check_rollout`.
     """
     clock = clock or Clock(policy)
-    with clock.phase("rollout"):
-        sampled = sample(
-            policy,
-            prompts,
-            prompt_mask,
-            max_new_tokens=max_response,
-            eos_id=eos_id,
-            generator=generator,
-            temperature=config.temperature,
-        )
-    T = int(sampled.mask.sum(1).max())  # nobody's answer is longer
-    if machine_of(policy).compile:
-        T = max_response  # compiled for one width
-    responses, mask = sampled.responses[:, :T], sampled.mask[:, :T]
-    logprobs = sampled.logprobs[:, :T]
-    answers = (prompts, prompt_mask, responses, mask)
-
-    if not config.reuse_logprobs:
-        with clock.phase("logprobs"):
-            logprobs = answer_logprobs(policy, answers, config)
-        apart = sampled.logprobs[:, :T] - logprobs  # nats; the mean is a KL
-        gap = masked_mean(apart.abs(), mask).item()
-        clock.note(sampler_gap=gap, sampler_kl=masked_mean(apart, mask).item())
-        check_gap(gap)
+    answers, logprobs = sample_answers(
+        policy,
+        prompts,
+        prompt_mask,
+        config=config,
+        max_response=max_response,
+        eos_id=eos_id,
+        generator=generator,
+        sample=sample,
+        clock=clock,
+    )
+    mask = answers[3]
     with clock.phase("reference"):
         ref_logprobs = answer_logprobs(reference, answers, config)
     with clock.phase("values"):
         values = torch.where(mask, read(critic, answers, config), 0.0)
     with clock.phase("reward"):
-        scores = read(reward, answers, config)
-    if scores.shape != mask.shape[:1]:
-        raise ValueError(
-            f"a reward gives one score an answer: expected {tuple(mask.shape[:1])} "
-            f"numbers, got {tuple(scores.shape)}"
-        )
-    penalty = config.missing_eos_penalty
-    scores = penalise_missing_eos(scores, responses, mask, eos_id, penalty)
-
+        scores = final_scores(reward, answers, config, eos_id)
     rewards = shape_rewards(scores, logprobs, ref_logprobs, mask, kl_coef)
     check_rollout(
         policy,

@@ -8,15 +8,18 @@ from minipalm.scale.gpu import GPUS
 Row = dict[str, float]  # a line of metrics.jsonl
 
 
-def operations(preset: Preset, name: str) -> Callable[[Row], float]:
+def operations(preset: Preset, name: str) -> Callable[[Row], float] | None:
     """What a step of a training costs, from its row in metrics.jsonl.
 
     Each token and each weight that the method needs count once: nothing that is
-    computed again, and of adapters' training no gradients of frozen weights.
+    computed again, and of adapters' training no gradients of frozen weights. None for
+    the methods of lesson 15, which are not counted.
     """
     from minipalm.scale.flops import forward_flops, training_flops  # torch
 
     stage, _, run = name.partition("/")
+    if stage == "15_offline":
+        return None
     network = preset.reward_trunk
     if run == "policy" or stage == "11_ppo":
         network = preset.policy

@@ -2,8 +2,10 @@
 
 import torch
 
+from minipalm.clock import Clock
 from minipalm.config import DPOConfig
 from minipalm.model.palm import PaLM
+from minipalm.parallel import summed
 from minipalm.rlhf.dpo import (
     dpo_loss,
     implicit_rewards,
@@ -30,7 +32,7 @@ def train_dpo(
         policy: changed in place.
         reference: the policy as it was before; never changed. It is asked about every
             pair once, before the first step.
-        pairs: on the policy's device.
+        pairs: on any device.
         config: see DPOConfig; `optim` has steps, batch and learning rate.
         run: where metrics and checkpoints go. Among the metrics: accuracy (share of
             pairs with the larger implicit reward for the better answer), margin (mean
@@ -43,15 +45,16 @@ def train_dpo(
         TrainingError: the loss is no number any more.
     """
     optim, beta = config.optim, config.beta
-    optimizer = adamw(policy, optim.weight_decay, optim.betas)
+    optimizer, clock = adamw(policy, optim.weight_decay, optim.betas), Clock(policy)
     modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
-    ref_chosen, ref_rejected = reference_logprobs(reference, pairs)
+    with clock.phase("reference"):
+        at_once = optim.micro_batch or 256
+        ref_chosen, ref_rejected = reference_logprobs(reference, pairs, at_once)
     for step, bar in steps_left(start, optim.steps, run.name):
         chosen_rows = batch_rows(len(pairs), optim.batch_size, step, seed)
-        metrics = dict.fromkeys(
-            ("loss", "accuracy", "margin", "chosen", "rejected"), 0.0
-        )
+        names = ("loss", "accuracy", "margin", "chosen", "rejected")
+        metrics = dict.fromkeys(names, 0.0)
         for part in micro_batches(chosen_rows, optim.micro_batch):
             share = len(part) / len(chosen_rows)
             logprobs = pair_logprobs(policy, pairs[part])
@@ -69,8 +72,10 @@ def train_dpo(
                 metrics["chosen"] += share * better.mean().item() / beta
                 metrics["rejected"] += share * worse.mean().item() / beta
         norm = optimizer_step(policy, optimizer, optim, step)
+        metrics = {name: summed(mine) for name, mine in metrics.items()}
         run.check_finite(step, loss=metrics["loss"], grad_norm=norm)
-        run.log(step, **metrics, grad_norm=norm)
+        tokens = 2 * optim.batch_size * pairs.chosen.shape[1]
+        run.log(step, **metrics, grad_norm=norm, **clock.lap(tokens))
         bar.set_postfix(
             loss=f"{metrics['loss']:.3f}",
             accuracy=f"{metrics['accuracy']:.2f}",

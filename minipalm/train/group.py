@@ -5,13 +5,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from minipalm.clock import Clock
 from minipalm.config import GroupConfig
 from minipalm.model.palm import PaLM
+from minipalm.parallel import summed
 from minipalm.rlhf.group import Groups, collect_groups, group_loss
 from minipalm.rlhf.kl import k3
 from minipalm.rlhf.logprobs import masked_mean
 from minipalm.rlhf.rollout import Reward
-from minipalm.train.optim import adamw, lr_scale, set_lr
+from minipalm.rlhf.sampling import Sampler
+from minipalm.train.optim import adamw, lr_scale, micro_batches, set_lr
 from minipalm.train.run import Run, steps_left
 
 
@@ -25,13 +28,15 @@ def group_update(
     """Improve the policy on one batch of answers: epochs × minibatches of steps.
 
     The advantages were worked out over whole groups before, so a minibatch may part
-    the answers of a prompt.
+    the answers of a prompt. It is cut into parts that fit into memory, and shared out
+    where several processes train together: the gradients add up to its own.
 
     Args:
         policy: changed in place.
         groups: from the policy as it is now; not changed.
         optimizer: of the policy.
-        config: epochs, minibatch_size and grad_clip are read, and what the loss needs.
+        config: epochs, minibatch_size, micro_batch (answers of a backward pass, on each
+            machine) and grad_clip are read, and what the loss needs.
         generator: draws the orders; on the CPU.
 
     Returns:
@@ -42,14 +47,20 @@ def group_update(
     for _ in range(config.epochs):
         order = torch.randperm(len(groups), generator=generator)
         for rows in order.split(config.minibatch_size):
-            batch = groups[rows.to(groups.prompts.device)]
-            loss, logprobs = group_loss(policy, batch, config)
-            loss.backward()
+            rows = rows.to(groups.prompts.device)
+            total, loss, moved = groups.mask[rows].sum(), 0.0, 0.0
+            for part in micro_batches(rows, config.micro_batch):
+                batch = groups[part]
+                partial, logprobs = group_loss(policy, batch, config)
+                partial = partial * (len(part) / len(rows))  # a mean over answers
+                partial.backward()
+                apart = k3(batch.logprobs, logprobs)
+                loss += summed(partial).item()
+                moved += summed(masked_mean(apart, batch.mask, total)).item()
             norm = clip_grad_norm_(policy.parameters(), config.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
-            moved = masked_mean(k3(batch.logprobs, logprobs), batch.mask)
-            done.append((loss.item(), moved.item(), norm.item()))
+            done.append((loss, moved, norm.item()))
     means = (sum(column) / len(done) for column in zip(*done))
     stats = dict(zip(("loss", "approx_kl", "grad_norm"), means))
     return {**stats, "steps": len(done)}
@@ -104,9 +115,11 @@ def train_group(
         checkpoint_every: iterations; the last is kept in any case.
 
     Raises:
-        TrainingError: a loss is no number any more.
+        TrainingError: a loss is no number any more, or an invariant does not hold.
     """
     device = policy.embedding.weight.device
+    clock, sample = Clock(policy), Sampler(policy)
+    prompts, prompt_mask = prompts.to(device), prompt_mask.to(device)
     optimizer = adamw(policy, eps=config.adam_eps)
     generator = torch.Generator().manual_seed(seed)
     sampler = torch.Generator(device).manual_seed(seed + 1)  # a stream of its own
@@ -116,24 +129,29 @@ def train_group(
     different = config.batch_size // config.group_size  # prompts an iteration
     for step, bar in steps_left(start, config.iterations, run.name):
         rows = torch.randint(len(prompts), (different,), generator=generator)
-        groups = collect_groups(
-            policy,
-            reference,
-            reward,
-            prompts[rows],
-            prompt_mask[rows],
-            config=config,
-            max_response=max_response,
-            eos_id=eos_id,
-            generator=sampler,
-        )
+        with run.guarding(step):
+            groups = collect_groups(
+                policy,
+                reference,
+                reward,
+                prompts[rows],
+                prompt_mask[rows],
+                config=config,
+                max_response=max_response,
+                eos_id=eos_id,
+                generator=sampler,
+                sample=sample,
+                clock=clock,
+            )
         share = lr_scale(step, config.iterations, config.warmup, config.final_lr)
         set_lr(optimizer, config.lr * share)
         metrics = groups_metrics(groups, eos_id, config.group_size)
-        metrics |= group_update(policy, groups, optimizer, config, generator)
+        with clock.phase("update"):
+            metrics |= group_update(policy, groups, optimizer, config, generator)
         run.check_finite(step, **metrics)
         run.check_weights(step, modules)
-        run.log(step, kl_coef=config.kl_coef, **metrics)
+        lap = clock.lap(groups.mask.numel())
+        run.log(step, kl_coef=config.kl_coef, **metrics, **lap)
         bar.set_postfix(
             reward=f"{metrics['score']:.2f}", kl=f"{metrics['kl']:.1f}", refresh=False
         )

@@ -1,11 +1,14 @@
 """PPO from a log, as a loop: replay, improve, again; nobody is asked anything."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
+from minipalm.clock import Clock
 from minipalm.config import OfflineConfig
 from minipalm.model.palm import PaLM
+from minipalm.model.place import machine_of
+from minipalm.parallel import ranks
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.log import Log
 from minipalm.rlhf.offline import replay
@@ -32,7 +35,7 @@ def train_offline(
         policy, critic: changed in place. The policy need not be the one that has
             written the log, but had better begin near to it.
         reference: what the KL is measured from; never changed.
-        log: on the policy's device. Each iteration takes batch_size answers: all of
+        log: on any device. Each iteration takes batch_size answers: all of
             them once a pass, in a new order each pass.
         config: see OfflineConfig.
         run: where metrics and checkpoints go; resumes by itself. Among the metrics:
@@ -46,7 +49,9 @@ def train_offline(
     Raises:
         TrainingError: a loss is no number any more.
     """
-    ppo = config.ppo
+    ppo, device = config.ppo, policy.embedding.weight.device
+    whole_batch = replace(ppo, micro_batch=ppo.micro_batch * ranks().world)
+    clock = Clock(policy)
     policy_optimizer = adamw(policy, eps=ppo.adam_eps)
     critic_optimizer = adamw(critic, eps=ppo.adam_eps)
     generator = torch.Generator().manual_seed(seed)
@@ -59,14 +64,16 @@ def train_offline(
     start, _ = run.resume(modules, optimizers, generators)
     for step, bar in steps_left(start, ppo.iterations, run.name):
         rows = batch_rows(len(log), ppo.batch_size, step, seed)
+        batch = log.uncut(rows) if machine_of(policy).compile else log[rows]
         rollout, seen = replay(
             policy,
             reference,
             critic,
-            log[rows.to(log.prompts.device)],
+            batch.to(device),
             config=ppo,
             kl_coef=kl_coef,
             weight_limit=config.weight_limit,
+            clock=clock,
         )
         share = lr_scale(step, ppo.iterations, ppo.warmup, ppo.final_lr)
         set_lr(policy_optimizer, ppo.policy_lr * share)
@@ -74,11 +81,14 @@ def train_offline(
         stats = PPOStats()  # of no step
         if seen["ess"] >= config.least_ess:
             pair = policy_optimizer, critic_optimizer
-            stats = ppo_update(policy, critic, rollout, *pair, ppo, generator)
+            with clock.phase("update"):
+                stats = ppo_update(
+                    policy, critic, rollout, *pair, whole_batch, generator
+                )
         metrics = {**seen, **asdict(stats)}
         run.check_finite(step, **metrics)
         run.check_weights(step, modules)
-        run.log(step, kl_coef=kl_coef, **metrics)
+        run.log(step, kl_coef=kl_coef, **metrics, **clock.lap(rollout.mask.numel()))
         bar.set_postfix(
             ess=f"{seen['ess']:.2f}", stale=f"{seen['staleness']:.2f}", refresh=False
         )

@@ -24,7 +24,9 @@ STAGES = {
     "08_reward_model": "reward model",
     "11_ppo": "PPO",
     "12_evaluation": "evaluation",
+    "15_offline": "other methods",
 }
+FURTHER = ("15_offline",)  # not a part of every run
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,9 @@ def newest_checkpoint(folder: Path) -> int | None:
 def steps_in(folder: Path) -> int | None:
     """How many steps a training was started with, by its config.json."""
     settings = read_object(folder / "config.json")
-    part = settings.get("reward", settings)
-    steps = part.get("optim", {}).get("steps")
-    return steps or settings.get("ppo", {}).get("iterations")
+    part = settings.get("reward") or settings.get("method") or settings
+    steps = part.get("optim", {}).get("steps") or part.get("iterations")
+    return steps or part.get("ppo", {}).get("iterations")
 
 
 def preset_of(scale: str) -> Preset | None:
@@ -149,14 +151,19 @@ def preset_of(scale: str) -> Preset | None:
 
 def planned(preset: Preset) -> dict[str, int]:
     """The trainings of the pipeline, in order, and their steps."""
-    ppo = preset.ppo
+    ppo, methods = preset.ppo, preset.methods
     return {
         "06_palm/policy": preset.pretrain.steps,
         "06_palm/trunk": preset.pretrain.steps,
         "07_sft/policy": preset.sft.steps,
         "07_sft/trunk": preset.sft.steps,
         "08_reward_model/training": preset.reward.optim.steps,
-    } | {f"11_ppo/beta-{coef:g}": ppo.iterations for coef in ppo.kl_coefs}
+        **{f"11_ppo/beta-{coef:g}": ppo.iterations for coef in ppo.kl_coefs},
+        "15_offline/offline": methods.offline.ppo.iterations,
+        "15_offline/dpo": methods.dpo.optim.steps,
+        "15_offline/rloo": methods.rloo.iterations,
+        "15_offline/grpo": methods.grpo.iterations,
+    }
 
 
 def write_machine(out: Path, ranks: int, gpu: str | None = None) -> None:
@@ -200,6 +207,8 @@ def read_progress(out: Path) -> Progress:
             if name.startswith(f"{stage}/")
         ]
         begun = (out / stage / "stage.json").is_file()
+        if stage in FURTHER and not begun:
+            continue
         if (out / stage / "done.json").is_file():
             state = "complete"
         elif begun and all(each.state == "complete" for each in stages):
