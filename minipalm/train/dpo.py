@@ -1,6 +1,8 @@
 """DPO, as a loop: a classifier of pairs."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from minipalm.clock import Clock
 from minipalm.config import DPOConfig
@@ -15,6 +17,50 @@ from minipalm.rlhf.dpo import (
 from minipalm.rlhf.pairs import Pairs
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
 from minipalm.train.run import Run, steps_left
+
+
+def dpo_update(
+    policy: PaLM,
+    pairs: Pairs,
+    ref_logprobs: tuple[Float[Tensor, "B"], Float[Tensor, "B"]],
+    optimizer: torch.optim.Optimizer,
+    config: DPOConfig,
+    step: int,
+) -> dict[str, float]:
+    """One step on a batch of pairs, in parts that fit into memory, shared out.
+
+    Args:
+        policy: changed in place, once.
+        pairs: the batch, on any device.
+        ref_logprobs: log π_ref of the better and of the worse answers.
+        optimizer: of the policy.
+        config: see DPOConfig.
+        step: from 1.
+
+    Returns:
+        means over the pairs, before the step: see `train_dpo`; and grad_norm, before
+        clipping.
+    """
+    beta, names = config.beta, ("loss", "accuracy", "margin", "chosen", "rejected")
+    metrics = dict.fromkeys(names, 0.0)
+    for part in micro_batches(torch.arange(len(pairs)), config.optim.micro_batch):
+        share = len(part) / len(pairs)
+        logprobs = pair_logprobs(policy, pairs[part])
+        refs = ref_logprobs[0][part], ref_logprobs[1][part]
+        partial = dpo_loss(*logprobs, *refs, beta, config.label_smoothing)
+        (share * partial).backward()
+        with torch.no_grad():
+            better, worse = (
+                implicit_rewards(one, ref, beta) for one, ref in zip(logprobs, refs)
+            )
+            metrics["loss"] += share * partial.item()
+            metrics["accuracy"] += share * (better > worse).float().mean().item()
+            metrics["margin"] += share * (better - worse).mean().item()
+            metrics["chosen"] += share * better.mean().item() / beta
+            metrics["rejected"] += share * worse.mean().item() / beta
+    norm = optimizer_step(policy, optimizer, config.optim, step)
+    means = {name: summed(mine) for name, mine in metrics.items()}
+    return {**means, "grad_norm": norm}
 
 
 def train_dpo(
@@ -44,7 +90,7 @@ def train_dpo(
     Raises:
         TrainingError: the loss is no number any more.
     """
-    optim, beta = config.optim, config.beta
+    optim = config.optim
     optimizer, clock = adamw(policy, optim.weight_decay, optim.betas), Clock(policy)
     modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
@@ -52,30 +98,13 @@ def train_dpo(
         at_once = optim.micro_batch or 256
         ref_chosen, ref_rejected = reference_logprobs(reference, pairs, at_once)
     for step, bar in steps_left(start, optim.steps, run.name):
-        chosen_rows = batch_rows(len(pairs), optim.batch_size, step, seed)
-        names = ("loss", "accuracy", "margin", "chosen", "rejected")
-        metrics = dict.fromkeys(names, 0.0)
-        for part in micro_batches(chosen_rows, optim.micro_batch):
-            share = len(part) / len(chosen_rows)
-            logprobs = pair_logprobs(policy, pairs[part])
-            ref_logprobs = ref_chosen[part], ref_rejected[part]
-            partial = dpo_loss(*logprobs, *ref_logprobs, beta, config.label_smoothing)
-            (share * partial).backward()
-            with torch.no_grad():
-                better, worse = (
-                    implicit_rewards(one, ref, beta)
-                    for one, ref in zip(logprobs, ref_logprobs)
-                )
-                metrics["loss"] += share * partial.item()
-                metrics["accuracy"] += share * (better > worse).float().mean().item()
-                metrics["margin"] += share * (better - worse).mean().item()
-                metrics["chosen"] += share * better.mean().item() / beta
-                metrics["rejected"] += share * worse.mean().item() / beta
-        norm = optimizer_step(policy, optimizer, optim, step)
-        metrics = {name: summed(mine) for name, mine in metrics.items()}
-        run.check_finite(step, loss=metrics["loss"], grad_norm=norm)
+        rows = batch_rows(len(pairs), optim.batch_size, step, seed)
+        refs = ref_chosen[rows], ref_rejected[rows]
+        with clock.phase("update"):
+            metrics = dpo_update(policy, pairs[rows], refs, optimizer, config, step)
+        run.check_finite(step, loss=metrics["loss"], grad_norm=metrics["grad_norm"])
         tokens = 2 * optim.batch_size * pairs.chosen.shape[1]
-        run.log(step, **metrics, grad_norm=norm, **clock.lap(tokens))
+        run.log(step, **metrics, **clock.lap(tokens))
         bar.set_postfix(
             loss=f"{metrics['loss']:.3f}",
             accuracy=f"{metrics['accuracy']:.2f}",

@@ -209,6 +209,12 @@ class Run:
         """The newest checkpoint's name."""
         return ([path.name for path in self.checkpoints()] or ["no checkpoint"])[-1]
 
+    def forget(self) -> None:
+        """Remove all checkpoints: what was learnt is kept elsewhere by now."""
+        if is_first():
+            for path in self.checkpoints():
+                shutil.rmtree(path, ignore_errors=True)
+
     def _drop_older(self) -> None:
         if is_first():
             for path in self.checkpoints()[:-1]:

@@ -5,125 +5,57 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minipalm.config import DPOConfig, GroupConfig, OfflineConfig
+from minipalm.config import MachineConfig
+from minipalm.model.place import place
 from minipalm.rlhf.critic import Critic
+from minipalm.rlhf.dpo import pairs_of_log, reference_logprobs
 from minipalm.rlhf.log import log_answers
-from minipalm.train.dpo import train_dpo
-from minipalm.train.group import train_group
-from minipalm.train.offline import train_offline
+from minipalm.rlhf.offline import replay
+from minipalm.rlhf.sampling import Sampler
 from minipalm.train.run import read_metrics
 from tests.train.worlds import (
+    DPO,
     EOS,
+    GRPO,
+    METHODS,
+    OFFLINE,
     OPTIM,
-    PPO,
+    RLOO,
     Stopped,
-    begin,
-    draw,
+    a_log,
+    asked,
+    dpo,
     left_by,
     network,
+    offline,
     pairs,
     share_of_fives,
 )
 
-OFFLINE = OfflineConfig(replace(PPO, kl_target=None))
-DPO = DPOConfig(OPTIM, beta=0.2, label_smoothing=0.1)
-RLOO = GroupConfig(
-    method="rloo",
-    iterations=6,
-    batch_size=8,
-    group_size=4,
-    minibatch_size=4,
-    epochs=2,
-    lr=1e-2,
-    kl_coef=0.1,
-)
-GRPO = replace(RLOO, method="grpo")
-
-
-def asked():
-    prompts = draw(9, 3)
-    return prompts, torch.ones_like(prompts, dtype=torch.bool)
-
-
-def a_log():
-    return log_answers(
-        network(0),
-        share_of_fives,
-        *asked(),
-        config=PPO,
-        max_response=5,
-        eos_id=EOS,
-        generator=torch.Generator().manual_seed(5),
-    )
-
-
-def offline(folder, stop=None, init=0, config=OFFLINE):
-    policy = network(init)
-    with torch.random.fork_rng():
-        torch.manual_seed(init)
-        critic = Critic(network(init + 1), "last")
-    run = begin(folder, stop)
-    train_offline(
-        policy, network(0), critic, a_log(), config, run, 3, kl_coef=0.1,
-        checkpoint_every=2,
-    )  # fmt: skip
-    return {"policy": policy, "critic": critic}
-
-
-def dpo(folder, stop=None, init=0, config=DPO, reference=None):
-    policy = network(init)
-    train_dpo(
-        policy, reference or network(0), pairs(), config, begin(folder, stop), 3, 2
-    )
-    return {"policy": policy}
-
-
-def rloo(folder, stop=None, init=0, config=RLOO, reference=None):
-    policy = network(init)
-    train_group(
-        policy,
-        reference or network(0),
-        share_of_fives,
-        *asked(),
-        config,
-        begin(folder, stop),
-        3,
-        max_response=5,
-        eos_id=EOS,
-        checkpoint_every=2,
-    )
-    return {"policy": policy}
-
-
-def grpo(folder, stop=None, init=0, config=GRPO, reference=None):
-    return rloo(folder, stop, init, config, reference)
-
-
-WORLDS = {f.__name__: f for f in (offline, dpo, rloo, grpo)}
-EVERY_LOOP = pytest.mark.parametrize("world", WORLDS)
+EVERY_LOOP = pytest.mark.parametrize("world", METHODS)
 
 
 @EVERY_LOOP
 def test_49_stopped_in_a_step_and_resumed_is_uninterrupted(world, tmp_path):
-    WORLDS[world](tmp_path / "whole")
+    METHODS[world](tmp_path / "whole")
     whole = left_by(tmp_path / "whole")
     assert len(read_metrics(tmp_path / "whole")) == 6
     for stop in (1, 4, 6):
         folder = tmp_path / str(stop)
         with pytest.raises(Stopped):
-            WORLDS[world](folder, stop=stop)
+            METHODS[world](folder, stop=stop)
         torch.manual_seed(stop)  # torch's own generator has no say
         # Other weights to begin with: all that counts must come from the checkpoint.
-        WORLDS[world](folder, init=77 if stop > 2 else 0)
+        METHODS[world](folder, init=77 if stop > 2 else 0)
         assert left_by(folder) == whole
 
 
 @EVERY_LOOP
 def test_49_a_finished_run_is_loaded_and_nothing_is_done(world, tmp_path, monkeypatch):
-    done = WORLDS[world](tmp_path)
+    done = METHODS[world](tmp_path)
     files = left_by(tmp_path)
     monkeypatch.setattr(torch.optim.AdamW, "step", None)
-    again = WORLDS[world](tmp_path, init=77)
+    again = METHODS[world](tmp_path, init=77)
     assert left_by(tmp_path) == files
     for name, module in done.items():
         for one, other in zip(module.parameters(), again[name].parameters()):
@@ -132,14 +64,14 @@ def test_49_a_finished_run_is_loaded_and_nothing_is_done(world, tmp_path, monkey
 
 @pytest.mark.parametrize("world", ["rloo", "grpo"])
 def test_an_update_has_epochs_times_minibatches_steps(world, tmp_path):
-    WORLDS[world](tmp_path)
+    METHODS[world](tmp_path)
     assert [line["steps"] for line in read_metrics(tmp_path)] == [4.0] * 6
 
 
 @pytest.mark.parametrize("world", ["dpo", "rloo", "grpo"])
 def test_the_reference_is_not_changed(world, tmp_path):
     reference = network(0)
-    WORLDS[world](tmp_path, reference=reference)
+    METHODS[world](tmp_path, reference=reference)
     for one, other in zip(reference.parameters(), network(0).parameters()):
         assert torch.equal(one, other) and one.grad is None
 
@@ -147,7 +79,7 @@ def test_the_reference_is_not_changed(world, tmp_path):
 @pytest.mark.parametrize("world", ["offline", "rloo", "grpo"])
 def test_the_first_iteration_is_at_no_distance_from_the_reference(world, tmp_path):
     """Property 13."""
-    WORLDS[world](tmp_path)
+    METHODS[world](tmp_path)
     first = read_metrics(tmp_path)[0]
     assert first["kl"] == pytest.approx(0, abs=1e-5)
 
@@ -164,13 +96,149 @@ def test_dpo_begins_at_log_2_and_learns_its_pairs(tmp_path):
     )
 
 
-def test_dpos_micro_batches_change_nothing(tmp_path):
-    weights = []
-    for size in (0, 3):
-        config = replace(DPO, optim=replace(OPTIM, micro_batch=size))
-        weights.append(dpo(tmp_path / str(size), config=config)["policy"])
-    for one, other in zip(*(w.parameters() for w in weights)):
+# --- cut into parts, placed -----------------------------------------------------------
+
+
+def cut(world, size):
+    """The world's settings, with so many rows a backward pass."""
+    if world == "dpo":
+        return replace(DPO, optim=replace(OPTIM, micro_batch=size))
+    if world == "offline":
+        return replace(OFFLINE, ppo=replace(OFFLINE.ppo, micro_batch=size))
+    return replace({"rloo": RLOO, "grpo": GRPO}[world], micro_batch=size)
+
+
+@EVERY_LOOP
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_change_nothing(world, size, tmp_path):
+    """Also where the last part is smaller, and answers are of unequal lengths."""
+    told = []
+    for rows in (0, size):
+        folder = tmp_path / str(rows)
+        modules = METHODS[world](folder, config=cut(world, rows))
+        told.append(([*modules["policy"].parameters()], read_metrics(folder)))
+    (whole, metrics), (parts, same) = told
+    for one, other in zip(whole, parts):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    for one, other in zip(metrics, same):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+FULL = MachineConfig(compute="bfloat16", lora_rank=2, decoder=True)
+PHASES = {
+    "offline": {"logprobs", "reference", "values", "update"},
+    "dpo": {"update"},
+    "rloo": {"rollout", "logprobs", "reference", "reward", "update"},
+}
+PHASES["grpo"] = PHASES["rloo"]
+
+
+@EVERY_LOOP
+def test_adapters_in_bfloat16_learn_and_the_clock_runs(world, tmp_path):
+    """On one process's CPU: what a full shape asks for, but for its size."""
+    config = cut(world, 2)
+    if world in ("rloo", "grpo"):
+        config = replace(config, reuse_logprobs=False)
+    modules = METHODS[world](tmp_path, config=config, placed=FULL)
+    lines = read_metrics(tmp_path)
+    assert len(lines) == 6
+    learnt = dict(modules["policy"].named_parameters())
+    assert any(x.any() for name, x in learnt.items() if name.endswith("lora_qkv.b"))
+    assert all(x.dtype == torch.float32 for k, x in learnt.items() if ".lora_" in k)
+    assert learnt["embedding.weight"].dtype == torch.bfloat16
+    for line in lines:
+        each = [line[f"seconds/{phase}"] for phase in PHASES[world]]
+        assert 0 < sum(each) < line["seconds"] and line["tokens_per_second"] > 0
+        assert line.get("sampler_gap", 0) < 0.1
+    assert ("sampler_gap" in lines[0]) == (world in ("rloo", "grpo"))
+
+
+@EVERY_LOOP
+def test_adapters_are_resumed_bit_for_bit(world, tmp_path):
+    whole = METHODS[world](tmp_path / "whole", placed=FULL)
+    with pytest.raises(Stopped):
+        METHODS[world](tmp_path / "cut", stop=3, placed=FULL)
+    again = METHODS[world](tmp_path / "cut", placed=FULL)
+    for name, module in whole.items():
+        other = again[name].state_dict()
+        assert all(torch.equal(x, other[k]) for k, x in module.state_dict().items())
+
+
+def test_what_is_compiled_sees_one_width_and_whole_batches(tmp_path, monkeypatch):
+    """A shape that differs would be compiled anew, which takes longer than a step."""
+    machine, seen = replace(FULL, compile=True), set()
+    plain = type(network(0)).hidden
+
+    def hidden(self, ids, *args, **options):
+        if options.get("cache") is None and ids.shape[1] > 3:
+            seen.add((tuple(ids.shape), options.get("last")))
+        return plain(self, ids, *args, **options)
+
+    monkeypatch.setattr(type(network(0)), "hidden", hidden)
+    for world in METHODS:
+        config = cut(world, 1 if world == "dpo" else 2)
+        if world in ("rloo", "grpo"):
+            config = replace(config, reuse_logprobs=False)
+        METHODS[world](tmp_path / world, config=config, placed=machine)
+    widths = {shape[1] for shape, _ in seen}
+    assert {shape[0] for shape, _ in seen} == {2}
+    assert widths == {3 + 5 - 1, 3 + 4 - 1}  # the log's answers; the pairs of `worlds`
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_reference_is_asked_about_all_pairs_in_whole_batches(compile):
+    """Ten pairs, four at a time."""
+    reference = place(network(0), MachineConfig(compile=compile), trained=False)
+    found = reference_logprobs(reference, pairs(), 4)
+    for one, other in zip(found, reference_logprobs(network(0), pairs())):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_fresh_log_is_not_stale_in_bfloat16():
+    """What the log notes is what the policy says when it reads its answers again."""
+    machine = MachineConfig(compute="bfloat16", decoder=True)
+    policy = place(network(0), machine, trained=False)
+    seen = {}
+    for reuse in (False, True):
+        config = replace(OFFLINE.ppo, reuse_logprobs=reuse, micro_batch=3)
+        log = log_answers(
+            policy,
+            share_of_fives,
+            *asked(),
+            config=config,
+            max_response=5,
+            eos_id=EOS,
+            generator=torch.Generator().manual_seed(5),
+            sample=Sampler(policy),
+            batch_size=3,
+        )
+        assert log.mask.shape == (9, 5)
+        how = {"config": config, "kl_coef": 0.1, "weight_limit": 5.0}
+        critic = Critic(network(1), "last")
+        _, seen[reuse] = replay(policy, policy, critic, log, **how)
+    assert seen[False]["staleness"] == 0 and seen[False]["heaviest"] == 1
+    assert seen[False]["ess"] == 1 and seen[True]["heaviest"] > 1
+
+
+def test_a_log_drawn_in_parts_is_the_same_log():
+    """By a decoder: each row has random numbers of its own."""
+    logs = []
+    for size in (0, 9):
+        policy = place(network(0), MachineConfig(decoder=True), trained=False)
+        logs.append(a_log(policy, sample=Sampler(policy), batch_size=size))
+    for one, other in zip(*(x.tokens for x in logs)):
+        assert torch.equal(one, other)
+
+
+def test_two_answers_make_a_pair_by_their_scores():
+    log = a_log()
+    some = pairs_of_log(log[torch.arange(8)])
+    first, second = log.scores[:8].view(-1, 2).unbind(1)
+    assert len(some) == (first != second).sum()
+    assert some.chosen.shape == some.rejected.shape
+
+
+# --- what is learnt -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("world", ["rloo", "grpo"])
@@ -182,7 +250,7 @@ def test_a_reward_that_can_be_learnt_is_learnt(world, tmp_path):
         minibatch_size=32,
         kl_coef=0.01,
     )
-    WORLDS[world](tmp_path, config=config)
+    METHODS[world](tmp_path, config=config)
     scores = [line["score"] for line in read_metrics(tmp_path)]
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.3
 

@@ -75,7 +75,7 @@ def learnt(world):
     return world["weights"], lines
 
 
-WORLDS = ("language_model", "sft", "reward_model", "ppo")
+WORLDS = ("language_model", "sft", "reward_model", "ppo", *worlds.METHODS)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -15,7 +15,20 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worlds import OPTIM, PPO, WORLDS, Stopped, draw, network, quiet
+from worlds import (
+    DPO,
+    GRPO,
+    METHODS,
+    OFFLINE,
+    OPTIM,
+    PPO,
+    RLOO,
+    WORLDS,
+    Stopped,
+    draw,
+    network,
+    quiet,
+)
 
 from minipalm.config import MachineConfig
 from minipalm.model.generate import generate
@@ -28,6 +41,13 @@ from minipalm.train.run import Run, TrainingError, read_metrics
 
 CONFIGS = {name: replace(OPTIM, steps=4, micro_batch=2) for name in WORLDS}
 CONFIGS["ppo"] = replace(PPO, iterations=4, reuse_logprobs=False, micro_batch=2)
+WORLDS |= METHODS
+CONFIGS["offline"] = replace(OFFLINE, ppo=replace(CONFIGS["ppo"], kl_target=None))
+CONFIGS["dpo"] = replace(DPO, optim=replace(OPTIM, steps=4, micro_batch=1))
+for method in (RLOO, GRPO):
+    CONFIGS[method.method] = replace(
+        method, iterations=4, reuse_logprobs=False, micro_batch=1
+    )
 
 
 def weights(modules):

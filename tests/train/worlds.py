@@ -14,7 +14,10 @@ from typing import NoReturn
 import torch
 
 from minipalm.config import (
+    DPOConfig,
+    GroupConfig,
     MachineConfig,
+    OfflineConfig,
     OptimConfig,
     PaLMConfig,
     PPOConfig,
@@ -23,10 +26,14 @@ from minipalm.config import (
 from minipalm.model.palm import PaLM
 from minipalm.model.place import fine_tuned, place
 from minipalm.rlhf.critic import Critic
+from minipalm.rlhf.log import log_answers
 from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel
 from minipalm.rlhf.sft import pack_examples
+from minipalm.train.dpo import train_dpo
+from minipalm.train.group import train_group
 from minipalm.train.language_model import train_language_model
+from minipalm.train.offline import train_offline
 from minipalm.train.ppo import train_ppo
 from minipalm.train.reward_model import train_reward_model
 from minipalm.train.run import Run
@@ -165,6 +172,86 @@ def ppo(
 
 
 WORLDS = {f.__name__: f for f in (language_model, sft, reward_model, ppo)}
+
+
+# --- lesson 15's methods --------------------------------------------------------------
+
+OFFLINE = OfflineConfig(replace(PPO, kl_target=None))
+DPO = DPOConfig(OPTIM, beta=0.2, label_smoothing=0.1)
+RLOO = GroupConfig(
+    method="rloo",
+    iterations=6,
+    batch_size=8,
+    group_size=4,
+    minibatch_size=4,
+    epochs=2,
+    lr=1e-2,
+    kl_coef=0.1,
+)
+GRPO = replace(RLOO, method="grpo")
+
+
+def asked():
+    prompts = draw(9, 3)
+    return prompts, torch.ones_like(prompts, dtype=torch.bool)
+
+
+def a_log(policy=None, **how):
+    return log_answers(
+        policy or network(0),
+        share_of_fives,
+        *asked(),
+        config=PPO,
+        max_response=5,
+        eos_id=EOS,
+        generator=torch.Generator().manual_seed(5),
+        **how,
+    )
+
+
+def offline(folder, stop=None, init=0, config=OFFLINE, placed=False):
+    policy = lying(network(init), placed)
+    reference = lying(network(0), placed, trained=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(init)
+        critic = lying(Critic(network(init + 1), "last"), placed)
+    run = begin(folder, stop)
+    train_offline(
+        policy, reference, critic, a_log(), config, run, 3, kl_coef=0.1,
+        checkpoint_every=2,
+    )  # fmt: skip
+    return {"policy": policy, "critic": critic}
+
+
+def dpo(folder, stop=None, init=0, config=DPO, reference=None, placed=False):
+    policy = lying(network(init), placed)
+    reference = reference or lying(network(0), placed, trained=False)
+    train_dpo(policy, reference, pairs(), config, begin(folder, stop), 3, 2)
+    return {"policy": policy}
+
+
+def rloo(folder, stop=None, init=0, config=RLOO, reference=None, placed=False):
+    policy = lying(network(init), placed)
+    train_group(
+        policy,
+        reference or lying(network(0), placed, trained=False),
+        share_of_fives,
+        *asked(),
+        config,
+        begin(folder, stop),
+        3,
+        max_response=5,
+        eos_id=EOS,
+        checkpoint_every=2,
+    )
+    return {"policy": policy}
+
+
+def grpo(folder, stop=None, init=0, config=GRPO, reference=None, placed=False):
+    return rloo(folder, stop, init, config, reference, placed)
+
+
+METHODS = {f.__name__: f for f in (offline, dpo, rloo, grpo)}
 
 
 def left_by(folder: Path) -> dict[str, bytes]:

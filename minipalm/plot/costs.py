@@ -1,0 +1,119 @@
+"""What a method asks of the machine: an update's seconds, by phase, and memory."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from minipalm.plot.methods import NAMES
+from minipalm.plot.style import COLORS, INK, RULE, Figure, Row, new_figure
+
+Costs = Mapping[str, Mapping[str, Any]]  # method -> `cost`, and what it was judged by
+
+PHASES = {  # of an update, in order: who works, and the colour
+    "rollout": ("policy answers", COLORS["ppo"]),
+    "logprobs": ("policy reads", COLORS["other"]),
+    "reference": ("reference reads", COLORS["sft"]),
+    "reward": ("reward model", COLORS["proxy"]),
+    "values": ("critic reads", COLORS["gold"]),
+    "update": ("learning", COLORS["chosen"]),
+}
+COLUMNS = {  # of the table: digits
+    "updates": 0,
+    "answers": 0,
+    "seconds": 2,
+    "memory": 1,
+    "proxy": 2,
+    "kl": 2,
+    "gold": 2,
+}
+
+
+def cost(
+    rows: Sequence[Row], answers: int, wall: float | None = None
+) -> dict[str, Any]:
+    """What an update took, by the metrics of a training.
+
+    Medians, since in the first update a lot is made ready.
+
+    Args:
+        rows: the lines of metrics.jsonl.
+        answers: of an update.
+        wall: seconds of the whole training, for a small one whose clock stands still;
+            its updates have equal shares of them, and no phases.
+
+    Returns:
+        updates; answers; seconds (None where nothing is known), phases (name ->
+        seconds) and memory (GiB of a GPU at most, None without one).
+    """
+    told = [row["seconds"] for row in rows if "seconds" in row]
+    keys = dict.fromkeys(key for row in rows for key in row if "seconds/" in key)
+    seconds = wall / len(rows) if wall and rows else None
+    return {
+        "updates": len(rows),
+        "answers": answers,
+        "seconds": median(told) if told else seconds,
+        "phases": {
+            key.removeprefix("seconds/"): median(row.get(key, 0.0) for row in rows)
+            for key in keys
+        },
+        "memory": max((row.get("memory", 0.0) for row in rows), default=0.0) or None,
+    }
+
+
+def costs_table(costs: Costs) -> str:
+    """A line a method; a dash where there is no such number."""
+    units = {"seconds": "s/update", "memory": "GiB"}
+    lines = [f"{'':12}" + "".join(f"{units.get(one, one):>10}" for one in COLUMNS)]
+    for method, row in in_order(costs).items():
+        values = [(row.get(column), digits) for column, digits in COLUMNS.items()]
+        shown = ("–" if x is None else f"{x:.{digits}f}" for x, digits in values)
+        lines.append(f"{named(method, row):12}" + "".join(f"{x:>10}" for x in shown))
+    return "\n".join(lines)
+
+
+def in_order(costs: Costs) -> Costs:
+    """As in all figures of the lesson."""
+    return {method: costs[method] for method in NAMES if method in costs}
+
+
+def named(method: str, row: Mapping[str, Any]) -> str:
+    """Of best of n with its n."""
+    return f"best of {row['n']}" if "n" in row else NAMES[method]
+
+
+def costs_figure(costs: Costs) -> Figure:
+    """A bar a method: the seconds of an update, and whose they are."""
+    timed = {m: row for m, row in in_order(costs).items() if row.get("seconds")}
+    slow, fast = (f(timed, key=lambda m: timed[m]["seconds"]) for f in (max, min))
+    times = timed[slow]["seconds"] / timed[fast]["seconds"]
+    a, b = (timed[method]["answers"] for method in (slow, fast))
+    figure, [ax] = new_figure(
+        f"{a} answers by {NAMES[slow]} take {times:.1f} times as long as {b} by "
+        f"{NAMES[fast]}",
+        height=1.5 + 0.34 * len(timed),
+    )
+    for y, row in enumerate(timed.values()):
+        left = 0.0
+        for phase in (phase for phase in PHASES if row["phases"].get(phase)):
+            ax.barh(y, row["phases"][phase], 0.6, left, color=PHASES[phase][1])
+            left += row["phases"][phase]
+        rest = max(row["seconds"] - left, 0.0)
+        ax.barh(y, rest, 0.6, left, color=RULE)
+    shown = {phase for row in timed.values() for phase in row["phases"]}
+    for phase, (name, color) in PHASES.items():
+        if phase in shown:
+            ax.barh(0, 0, color=color, label=name)
+    ax.set_yticks(range(len(timed)), [NAMES[method] for method in timed])
+    ax.set_ylim(len(timed) - 0.5, -0.5)
+    ax.set(xlabel="seconds an update", xlim=(0, None))
+    ax.grid(axis="y", visible=False)
+    if shown:
+        figure.legend(
+            *ax.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+            fontsize=10,
+            labelcolor=INK,
+        )
+    return figure
