@@ -15,6 +15,7 @@ data/results/full_size.json, part by part, each with the ceilings of its own pro
 import argparse
 import datetime
 import json
+import os
 import platform
 import sys
 import time
@@ -95,7 +96,7 @@ def measure(name: str, part: Part, sizes: Sizes) -> dict[str, Any]:
 
 
 def kept(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def keep(results: dict[str, Any], path: Path) -> None:
@@ -123,9 +124,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--readme", action="store_true", help="write the tables")
     parser.add_argument("--merge", nargs="+", type=Path, default=[])
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="default: data/results/full_size.json; --tiny keeps nothing",
+    )
     parser.add_argument("--budget", type=float, default=1e9, help="seconds in all")
     args = parser.parse_args(argv)
+    if args.results is None:
+        args.results = Path(os.devnull) if args.tiny else RESULTS
     results = kept(args.results)
     for path in args.merge:
         results |= kept(path)

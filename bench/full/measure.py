@@ -27,6 +27,7 @@ class Sizes:
     rows: int  # of a step
     fp32_rows: int  # of a step with float32 weights, which leave less room
     peer_depth: int  # blocks where peers are trained
+    peer_rows: tuple[int, ...]  # of a step there
     batches: tuple[int, ...]  # answers at a time
     matmul: int  # side of the matrices that give the ceiling
     seconds: float  # how long they are multiplied
@@ -49,6 +50,7 @@ def full_sizes() -> Sizes:
         rows=8,
         fp32_rows=4,
         peer_depth=8,
+        peer_rows=(4, 8),
         batches=(1, 64, 256),
         matmul=8192,
         seconds=3.0,
@@ -69,7 +71,7 @@ def tiny_sizes() -> Sizes:
         reward_trunk=replace(full.reward_trunk, depth=2, **small),
         ppo=replace(full.ppo, batch_size=16, minibatch_size=8, micro_batch=4),
     )
-    return Sizes(preset, 64, 2, 1, 2, (1, 4, 16), 128, 0.01, 2**20, 2)
+    return Sizes(preset, 64, 2, 1, 2, (1, 2), (1, 4, 16), 128, 0.01, 2**20, 2)
 
 
 def device() -> torch.device:

@@ -131,40 +131,45 @@ def train_two_gpus(sizes: Sizes) -> Numbers:
 # --- peers: as many weights, as many tokens, the same optimizer ---------------------
 
 
-def peer_rows(sizes: Sizes) -> tuple[PaLMConfig, Tensor]:
-    config = replace(sizes.policy, depth=sizes.peer_depth)
-    return config, token_rows(config, sizes.rows, sizes.window + 1)
+def peer_config(sizes: Sizes) -> PaLMConfig:
+    return replace(sizes.policy, depth=sizes.peer_depth)
+
+
+def each_batch(model: Any, loss: Callable[[Tensor], Tensor], sizes: Sizes) -> Numbers:
+    """The steps at each number of tokens, which ends the name of each number."""
+    config = peer_config(sizes)
+    flops = flops_per_token(config, sizes.window)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    numbers: Numbers = {"parameters": parameters, "ours": count_parameters(config)}
+    for rows in sizes.peer_rows:
+        gc.collect()
+        clear()
+        ids = token_rows(config, rows, sizes.window + 1)
+        found = timed_steps(model, loss, ids, flops, 3 * sizes.steps)
+        tokens = int(found.pop("tokens"))
+        numbers |= {f"{name}_{tokens}": value for name, value in found.items()}
+    return numbers
 
 
 def train_ours_short(sizes: Sizes) -> Numbers:
-    config, _ = peer_rows(sizes)
-    return ours(config, sizes.rows, sizes, FAST, "bfloat16")
-
-
-def peer(model: Any, loss: Callable[[Tensor], Tensor], sizes: Sizes) -> Numbers:
-    config, ids = peer_rows(sizes)
-    gc.collect()
-    clear()
-    flops = flops_per_token(config, sizes.window)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    numbers = timed_steps(model, loss, ids, flops, sizes.steps)
-    return {**numbers, "parameters": parameters, "ours": count_parameters(config)}
+    start = network(peer_config(sizes))
+    model = place(start, FAST, weights="bfloat16")
+    del start
+    return each_batch(model, lambda ids: next_token_loss(model, ids), sizes)
 
 
 def train_palm_rlhf(sizes: Sizes) -> Numbers:
     from bench.full.peers import palm_rlhf
 
-    config, _ = peer_rows(sizes)
-    model = palm_rlhf(config)
-    return peer(model, lambda ids: model(ids, return_loss=True), sizes)
+    model = palm_rlhf(peer_config(sizes))
+    return each_batch(model, lambda ids: model(ids, return_loss=True), sizes)
 
 
 def train_llama(sizes: Sizes) -> Numbers:
     """transformers' LlamaForCausalLM, each layer compiled."""
     from bench.full.peers import llama
 
-    config, _ = peer_rows(sizes)
-    model = llama(config)
+    model = llama(peer_config(sizes))
     if device().type == "cuda":
         for layer in model.model.layers:
             layer.compile()
@@ -172,4 +177,4 @@ def train_llama(sizes: Sizes) -> Numbers:
     def loss(ids: Tensor) -> Tensor:
         return model(input_ids=ids[:, :-1], labels=ids[:, :-1], use_cache=False).loss
 
-    return peer(model, loss, sizes)
+    return each_batch(model, loss, sizes)
