@@ -14,6 +14,8 @@ from bench.full.goals import (
     step_floor_ms,
     table,
 )
+from bench.full.measure import full_sizes, tiny_sizes
+from bench.full.training import train_ours_short
 from minipalm.config import get_preset
 from minipalm.model.palm import count_parameters
 
@@ -56,9 +58,35 @@ def test_parts_run_tiny_and_are_kept_and_merged(tmp_path, capsys):
         full_size.main(["--tiny", "--parts", "train_lora", "--results", str(one)]) == 0
     )
     kept = json.loads(one.read_text())["train_lora"]
-    assert kept["tokens"] == 64 and kept["limits"]["sustained_tflops"] > 0
+    assert kept["tokens"] == 128 and kept["limits"]["sustained_tflops"] > 0
     assert full_size.main(["--merge", str(one), "--results", str(other)]) == 0
     assert json.loads(other.read_text()) == {"train_lora": kept}
+    assert "adapters of rank 16" in capsys.readouterr().out
+
+
+def test_peers_are_measured_at_each_number_of_tokens():
+    sizes = tiny_sizes()
+    found = train_ours_short(sizes)
+    for rows in sizes.peer_rows:
+        tokens = rows * sizes.window
+        rate = tokens / found[f"seconds_{tokens}"]
+        assert found[f"tokens_per_second_{tokens}"] == pytest.approx(rate)
+    assert found["parameters"] == found["ours"]
+    full = full_sizes()
+    keys = [f"tokens_per_second_{rows * full.window}" for rows in full.peer_rows]
+    results = {
+        "train_ours_short": dict.fromkeys(keys, 3.0),
+        "train_llama": dict(zip(keys, (2.0, 4.0))),
+    }
+    few, many = rows_of(results)
+    assert "8,192 tokens" in few[0] and few[1] == 1.5
+    assert "16,384 tokens" in many[0] and many[1] == 0.75
+
+
+def test_a_tiny_run_leaves_the_results_as_they_are(capsys):
+    before = full_size.RESULTS.read_bytes()
+    assert full_size.main(["--tiny", "--parts", "train_lora"]) == 0
+    assert full_size.RESULTS.read_bytes() == before
     assert "adapters of rank 16" in capsys.readouterr().out
 
 
