@@ -3,7 +3,7 @@
 import pytest
 
 from minipalm.course.exercise import exercises
-from minipalm.course.judge import judge
+from minipalm.course.judge import expected_of, judge, trap_outcome
 from minipalm.course.mutants import alive
 
 EVERY = [pytest.param(one, id=one.id) for one in exercises().values()]
@@ -34,6 +34,15 @@ def test_every_trap_is_rejected_and_named_on_every_seed(exercise):
             verdict = judge(exercise, trap.candidate(exercise.answer), seed)
             assert verdict.status == "not yet", f"trap {number} passes"
             assert verdict.message == trap.sentence, f"trap {number}, seed {seed}"
+
+
+@pytest.mark.parametrize("exercise", EVERY)
+def test_no_trap_is_a_slip_of_ours(exercise):
+    """A trap that calls what is not there would name every learner's typing error."""
+    for number in range(len(exercise.traps)):
+        for case in range(len(expected_of(exercise.id, 0))):
+            error = trap_outcome(exercise.id, 0, number, case).error
+            assert not isinstance(error, NameError), f"trap {number}: {error}"
 
 
 @pytest.mark.parametrize("exercise", EVERY)
