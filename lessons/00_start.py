@@ -17,7 +17,6 @@ whole = "runs/toy"
 
 # %%
 import os
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,19 +28,17 @@ from minipalm.course import ROOT, run
 from minipalm.data.datasets import read_prompts
 from minipalm.data.gold import gold_reward
 from minipalm.data.lexicon import is_tinytales_prompt
-from minipalm.data.tokenizer import load_tokenizer
-from minipalm.model.palm import PaLM, count_parameters
 from minipalm.plot.interactive import interactive
 from minipalm.plot.start import Said, four_networks, proxy_and_gold, said
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
-from minipalm.rlhf.reward import RewardModel
-from minipalm.train.run import read_metrics
-from minipalm.train.stage import (
-    finished_stage,
-    load_result,
-    stage_summary,
+from minipalm.train.networks import (
+    load_policy,
+    load_reward_model,
+    tokenizer_of,
 )
+from minipalm.train.run import read_metrics
+from minipalm.train.stage import stage_summary
 
 # %% tags=["classroom"]
 from minipalm.course.check import check, progress
@@ -77,10 +74,7 @@ run_until("06_palm")
 # would.
 
 # %%
-made = finished_stage(whole, "06_palm")
-tokenizer = load_tokenizer(made / "tokenizer.json")
-config = replace(preset.policy, vocab_size=tokenizer.vocab_size)
-trunk_config = replace(preset.reward_trunk, vocab_size=tokenizer.vocab_size)
+tokenizer = tokenizer_of(whole)
 asked = [record.prompt for record in read_prompts("data/prompts.jsonl")]
 prompts = asked[::20][:6]
 
@@ -98,11 +92,7 @@ def say(policy, prompts):
 
 
 # %%
-policies = {
-    "pretrained": load_result(
-        PaLM(config), whole, "06_palm", "policy", tokenizer
-    )
-}
+policies = {"pretrained": load_policy(whole, "06_palm", preset, tokenizer)}
 told = {"pretrained": say(policies["pretrained"], prompts)}
 for prompt, text in zip(prompts, told["pretrained"].texts):
     print(f"{prompt} → {text}")
@@ -121,9 +111,7 @@ for prompt, text in zip(prompts, told["pretrained"].texts):
 run_until("07_sft")
 
 # %%
-policies["SFT"] = load_result(
-    PaLM(config), whole, "07_sft", "policy", tokenizer
-)
+policies["SFT"] = load_policy(whole, "07_sft", preset, tokenizer)
 told["SFT"] = say(policies["SFT"], prompts)
 for prompt, text in zip(prompts, told["SFT"].texts):
     print(f"{prompt} → {text}")
@@ -148,13 +136,7 @@ plot.loss_curves(
 run_until("08_reward_model")
 
 # %%
-reward_model = load_result(
-    RewardModel(PaLM(trunk_config), preset.reward.pooling),
-    whole,
-    "08_reward_model",
-    "reward_model",
-    tokenizer,
-)
+reward_model = load_reward_model(whole, preset, tokenizer)
 
 
 def judge(answers):
@@ -196,8 +178,10 @@ for letter, (_, _, proxy, gold) in zip("ab", pair):
 # against what was expected.
 
 # %%
-policy_size = count_parameters(config)
-judge_size = count_parameters(trunk_config) + trunk_config.dim + 1
+policy_size, judge_size = (
+    sum(weight.numel() for weight in model.parameters())
+    for model in (policies["SFT"], reward_model)
+)
 four_networks(
     {
         "policy": policy_size,
@@ -214,7 +198,7 @@ run_until("11_ppo")
 coefs = stage_summary(whole, "11_ppo")["kl_coefs"]
 penalised, free = (f"beta-{coef:g}" for coef in (coefs[0], coefs[-1]))
 for who, name in (("PPO", penalised), ("no penalty", free)):
-    policies[who] = load_result(PaLM(config), whole, "11_ppo", name, tokenizer)
+    policies[who] = load_policy(whole, "11_ppo", preset, tokenizer, name)
     told[who] = say(policies[who], prompts)
 plot.ppo_dashboard(read_metrics(f"{whole}/11_ppo/{penalised}"))
 
