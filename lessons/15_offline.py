@@ -16,11 +16,14 @@ out = "runs/toy"
 prompts = "data/prompts.jsonl"
 
 # %%
-import copy
+import gc
 import json
 import math
 import os
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,12 +31,44 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minipalm.config import OptimConfig, get_preset
+from minipalm.config import GroupConfig, get_preset
 from minipalm.course import ROOT
 from minipalm.data.batches import pad_left, prompt_ids
-from minipalm.data.datasets import read_prompts
+from minipalm.data.datasets import check_prompt_lengths, read_prompts
+from minipalm.data.files import fingerprint, write_text
 from minipalm.evaluate.judge import gold_of, judge
 from minipalm.model.palm import PaLM
+from minipalm.model.place import fine_tuned, place
+from minipalm.plot.costs import cost, costs_figure, costs_table
+from minipalm.rlhf.answers import answer, answers_of, score_answers
+from minipalm.rlhf.critic import critic_from_reward_model
+from minipalm.rlhf.dpo import pairs_of_log
+from minipalm.rlhf.kl import k3
+from minipalm.rlhf.log import Log, log_answers, read_log, write_log
+from minipalm.rlhf.logprobs import response_logits, token_logprobs
+from minipalm.rlhf.sampling import Sampler
+from minipalm.train.dpo import train_dpo
+from minipalm.train.group import train_group
+from minipalm.train.networks import (
+    load_policy,
+    load_reward_model,
+    tokenizer_of,
+)
+from minipalm.train.offline import train_offline
+from minipalm.train.run import Run, read_metrics
+from minipalm.train.stage import (
+    finish_stage,
+    result_fingerprint,
+    stage_summary,
+)
+
+# %% tags=["classroom"]
+import copy
+from dataclasses import replace
+
+from minipalm.config import OptimConfig, few_updates
+from minipalm.course.check import check, progress
+from minipalm.course.classroom import start_afresh
 from minipalm.plot.interactive import interactive
 from minipalm.plot.methods import (
     against_ppo,
@@ -45,38 +80,28 @@ from minipalm.plot.methods import (
     without_guard,
     yardstick,
 )
-from minipalm.rlhf.answers import answer, answers_of
-from minipalm.rlhf.critic import critic_from_reward_model
-from minipalm.rlhf.kl import k3
-from minipalm.rlhf.log import Log, log_answers, read_log, write_log
-from minipalm.rlhf.logprobs import response_logits, token_logprobs
 from minipalm.rlhf.offline import replay
 from minipalm.rlhf.ppo import ppo_update
-from minipalm.train.networks import (
-    load_policy,
-    load_reward_model,
-    tokenizer_of,
-)
 from minipalm.train.optim import adamw, batch_rows, optimizer_step, set_lr
-
-# %% tags=["classroom"]
-from minipalm.course.check import check, progress
-from minipalm.course.classroom import borrow
+from minipalm.train.ppo import train_ppo
 
 # %%
 os.chdir(ROOT)  # paths are from the repository's folder
 
 # %% tags=["classroom"]
-borrow(out, ("06_palm", "07_sft", "08_reward_model"), scale)
+start_afresh(out, "15_offline", scale)
 
 # %%
 preset = get_preset(scale)
+methods, at_once = preset.methods, preset.ppo.batch_size
 tokenizer = tokenizer_of(out)
-reference = load_policy(out, "07_sft", preset, tokenizer)
-reward_model = load_reward_model(out, preset, tokenizer)
-reference.requires_grad_(False)
-reward_model.requires_grad_(False)
-texts = [record.prompt for record in read_prompts(prompts)]
+left = out, "07_sft", preset, tokenizer
+reference = place(load_policy(*left), preset.machine, trained=False)
+scorer = load_reward_model(out, preset, tokenizer)
+reward_model = place(scorer, preset.machine, trained=False)
+records = read_prompts(prompts)
+check_prompt_lengths(records, tokenizer, preset.max_prompt)
+texts = [record.prompt for record in records]
 ids = [prompt_ids(tokenizer, text) for text in texts]
 asked, asked_mask = pad_left(ids, preset.max_prompt)
 
@@ -99,13 +124,47 @@ def ask(policy: PaLM, rows: Tensor, seed: int) -> Log:
         max_response=preset.max_response,
         eos_id=tokenizer.eos_id,
         generator=torch.Generator().manual_seed(seed),
+        sample=Sampler(policy),
+        batch_size=at_once,
     )
 
 
+# %%
+def run_of(name: str, method: object) -> Run:
+    """The folder of a run, which remembers what the run was made from."""
+    return Run(
+        f"{out}/15_offline/{name}",
+        seed=seed,
+        method=asdict(method),
+        answers=methods.answers,
+        policy=asdict(reference.config),
+        critic=asdict(reward_model.trunk.config),
+        tokenizer=tokenizer.fingerprint,
+        prompts=fingerprint(prompts),
+        sizes=[preset.max_prompt, preset.max_response],
+        start=[
+            result_fingerprint(out, s) for s in ("07_sft", "08_reward_model")
+        ],
+    )
+
+
+# %% [markdown]
+# The log is a file. A small one will do in class, and a few updates of each
+# method: what they cost, you see after a few.
+
+# %% tags=["classroom"]
+methods = few_updates(preset.methods, 4)
+methods = replace(methods, answers=2048, best_of=16)
+at_once = methods.answers
+
+# %%
 draw = torch.Generator().manual_seed(seed)
-rows = torch.randint(len(texts), (1024,), generator=draw)
-path = Path(out, "15_offline", "log.jsonl")
-write_log(path, ask(reference, rows.repeat_interleave(2), seed))
+rows = torch.randint(len(texts), (methods.answers // 2,), generator=draw)
+path = run_of("log", preset.ppo).folder / "log.jsonl"
+if not path.exists():
+    write_log(path, ask(reference, rows.repeat_interleave(2), seed))
+
+# %% tags=["classroom"]
 print(path.read_text("utf-8").splitlines()[0])
 
 # %% [markdown]
@@ -139,7 +198,7 @@ from minipalm.rlhf.offline import importance_weights
 # Try it on a policy that you know: the same network at a lower temperature τ.
 # The log was drawn at τ = 1. What would the policy at τ have scored?
 
-# %%
+# %% tags=["classroom"]
 old = log[torch.arange(512)]
 with torch.no_grad():
     logits = response_logits(reference, *old.tokens)
@@ -182,7 +241,7 @@ from minipalm.rlhf.offline import effective_sample_size
 # then move τ, and the limit: it buys a larger number. With what does it pay?
 
 
-# %%
+# %% tags=["classroom"]
 def carried(temperature: float, limit: int):
     """Who carries the weight, for the sliders."""
     w = weights_at(temperature, float(limit))
@@ -201,7 +260,7 @@ interactive(carried, temperature=(0.5, 1.0, 0.05, 0.7), limit=(1, 100, 1, 5))
 # %% tags=["define"]
 from minipalm.rlhf.offline import staleness
 
-# %%
+# %% tags=["classroom"]
 print("τ     staleness, nats   effective share")
 for tau in (1.0, 0.9, 0.8, 0.7, 0.6):
     now = token_logprobs(logits / tau, old.responses)
@@ -214,7 +273,7 @@ for tau in (1.0, 0.9, 0.8, 0.7, 0.6):
 # and nobody is asked. **Predict** the curve of the effective sample size: a
 # slow line, or a cliff? These are five seeds, run beforehand.
 
-# %%
+# %% tags=["classroom"]
 results = json.loads(Path("data/results/methods.json").read_text("utf-8"))
 aging(results)
 
@@ -289,7 +348,7 @@ from minipalm.rlhf.dpo import dpo_loss
 # that is wrong by 5 nats? Then move the sliders.
 
 
-# %%
+# %% tags=["classroom"]
 def pushed(beta: float, margin: float):
     """Your loss and its slope, for the sliders."""
     return dpo_pair(dpo_loss, beta, margin)
@@ -309,7 +368,7 @@ interactive(
 # Now run it: your two functions, and the log's answers as pairs. The reward
 # model only labels them; people could.
 
-# %%
+# %% tags=["classroom"]
 first, second = log.scores.view(-1, 2).unbind(1)
 won = 2 * torch.arange(len(first)) + (second > first)
 lost = 2 * torch.arange(len(first)) + (second <= first)
@@ -331,7 +390,7 @@ def both(policy: PaLM, some: Tensor) -> list[Tensor]:
 # better answers become more probable than they were?
 
 
-# %%
+# %% tags=["classroom"]
 def learn_by_dpo(beta: float, steps: int) -> PaLM:
     """A copy of the reference that has learnt from the pairs."""
     policy = copy.deepcopy(reference).requires_grad_(True)
@@ -357,7 +416,7 @@ def learn_by_dpo(beta: float, steps: int) -> PaLM:
 by_dpo = learn_by_dpo(beta=0.4, steps=32)
 
 
-# %%
+# %% tags=["classroom"]
 def examine(policy: PaLM, answers: int = 128) -> dict[str, float]:
     """Ask it, and judge what it says."""
     told = answer(
@@ -392,7 +451,7 @@ from minipalm.rlhf.group import check_group
 # %% tags=["exercise"]
 from minipalm.rlhf.group import rloo_advantages
 
-# %%
+# %% tags=["classroom"]
 groups = ask(reference, torch.arange(16).repeat_interleave(64), seed + 1)
 groups_scores = groups.scores.view(16, 64)  # 16 prompts, 64 answers
 four = groups_scores[:, :4]
@@ -419,7 +478,7 @@ from minipalm.rlhf.group import grpo_advantages
 # policy hardest: those solved half of the time, or those that are nearly never
 # solved? Does the division change the order?
 
-# %%
+# %% tags=["classroom"]
 ways = {"RLOO": rloo_advantages, "GRPO": grpo_advantages}
 interactive(lambda G: who_pushes(ways, G), G=(2, 32, 2, 8))
 
@@ -450,7 +509,7 @@ from minipalm.rlhf.best_of_n import log_choose
 # %% tags=["exercise"]
 from minipalm.rlhf.best_of_n import best_of_n_estimate
 
-# %%
+# %% tags=["classroom"]
 golds = gold_of(answers_of(groups.tokens, tokenizer))
 gold = torch.tensor([one.total for one in golds]).view(16, 64)
 print(" n    KL   proxy    gold   gold, first n only")
@@ -465,7 +524,201 @@ for n in (1, 4, 16, 64):
 # %% [markdown]
 # The last column is right on average, too, but it jumps about: it has thrown
 # most answers away.
+
+# %% [markdown]
+# ## What each of them costs
 #
+# | | policy | reference | reward model | critic |
+# |---|---|---|---|---|
+# | PPO | answers, learns | reads | reads | learns |
+# | offline PPO | learns | reads | once, for the log | learns |
+# | RLOO, GRPO | answers, learns | reads | reads | |
+# | DPO | learns | reads once | | |
+# | best of n | answers n times | | reads | |
+#
+# **Predict.** Whose update is the fastest? What does leaving out the critic
+# save: time, memory, or both? Each method begins at the reference, learns, is
+# judged and kept.
+
+
+# %%
+def judged(policy: PaLM) -> dict[str, float | None]:
+    """What answers to random prompts are worth: everybody's to the same."""
+    generator = torch.Generator().manual_seed(seed)
+    n = preset.eval_samples
+    rows = torch.randint(len(texts), (n,), generator=generator)
+    told = answer(
+        policy,
+        tokenizer,
+        [texts[row] for row in rows],
+        generator=generator,
+        **sizes,
+    )
+    size = preset.ppo.micro_batch or 256
+    return judge(told, policy, reference, reward_model, size).row()
+
+
+costs: dict[str, dict] = {"sft": {"updates": 0, **judged(reference)}}
+
+
+# %%
+def compare(
+    name: str, config: object, size: int, train: Callable[[PaLM, Run], None]
+) -> None:
+    """Train a policy, judge it, keep both, and make room for the next.
+
+    size: answers of an update.
+    """
+    run, stage = run_of(name, config), f"15_offline/{name}"
+    if not (run.folder / "done.json").exists():
+        policy = fine_tuned(load_policy(*left), preset.machine, reference)
+        begin = time.perf_counter()
+        train(policy, run)
+        wall = time.perf_counter() - begin
+        told = {**cost(run.metrics(), size, wall), **judged(policy)}
+        kept = {"policy": policy}
+        finish_stage(out, stage, kept, tokenizer, start="07_sft", **told)
+        run.forget()
+        del policy, kept
+    costs[name] = stage_summary(out, stage)
+    gc.collect()  # a compiled network refers to itself
+
+
+# %% [markdown]
+# A method is then a call: what it learns from, and which networks it needs.
+
+
+# %%
+def by_log(policy: PaLM, run: Run) -> None:
+    """Offline PPO: the log, reference and critic."""
+    train_offline(
+        policy,
+        reference,
+        place(critic_from_reward_model(scorer), preset.machine),
+        log,
+        methods.offline,
+        run,
+        seed,
+        kl_coef=methods.offline_kl_coef,
+        checkpoint_every=max(preset.checkpoint_every // 10, 1),
+    )
+
+
+def by_pairs(policy: PaLM, run: Run) -> None:
+    """DPO: the log's pairs, and what the reference says of them."""
+    config, every = methods.dpo, preset.checkpoint_every
+    seen = config.optim.steps * config.optim.batch_size
+    pairs = pairs_of_log(log)[:seen]
+    train_dpo(policy, reference, pairs, config, run, seed, every)
+
+
+# %%
+def by_groups(policy: PaLM, run: Run, config: GroupConfig) -> None:
+    """RLOO or GRPO: fresh answers, their scores, and the reference."""
+    train_group(
+        policy,
+        reference,
+        reward_model,
+        asked,
+        asked_mask,
+        config,
+        run,
+        seed,
+        max_response=preset.max_response,
+        eos_id=tokenizer.eos_id,
+        checkpoint_every=max(preset.checkpoint_every // 10, 1),
+    )
+
+
+# %%
+compare("offline", methods.offline, methods.offline.ppo.batch_size, by_log)
+compare("dpo", methods.dpo, 2 * methods.dpo.optim.batch_size, by_pairs)
+for config in (methods.rloo, methods.grpo):
+    train = partial(by_groups, config=config)
+    compare(config.method, config, config.batch_size, train)
+
+# %% [markdown]
+# PPO has a stage of its own, lesson 11. Here a few of its updates, to compare.
+
+
+# %% tags=["classroom"]
+def by_ppo(policy: PaLM, run: Run) -> None:
+    """PPO: fresh answers, and all four networks."""
+    train_ppo(
+        policy,
+        reference,
+        place(critic_from_reward_model(scorer), preset.machine),
+        reward_model,
+        asked,
+        asked_mask,
+        few_ppo,
+        run,
+        seed,
+        kl_coef=few_ppo.kl_coefs[0],
+        max_response=preset.max_response,
+        eos_id=tokenizer.eos_id,
+    )
+
+
+few_ppo = replace(preset.ppo, iterations=methods.rloo.iterations)
+compare("ppo", few_ppo, few_ppo.batch_size, by_ppo)
+
+# %%
+before = Path(out, "11_ppo", f"beta-{preset.ppo.kl_coefs[0]:g}")
+if "ppo" not in costs and (rows := read_metrics(before)):
+    means = {key: rows[-1].get(key) for key in ("score", "kl", "gold")}
+    told = {**cost(rows, preset.ppo.batch_size), **means}
+    costs["ppo"] = {**told, "proxy": means["score"]}
+
+# %% [markdown]
+# Best of n learns nothing. It asks the reference n times, and pays the reward
+# model's time for every answer.
+
+# %%
+n, questions = methods.best_of, 32
+some = torch.randint(len(texts), (questions,), generator=draw)
+told = answer(
+    reference,
+    tokenizer,
+    [texts[row] for row in some.repeat_interleave(n)],
+    generator=draw,
+    **sizes,
+)
+size = preset.ppo.micro_batch or 256
+scores = score_answers(reward_model, told, size).view(questions, n)
+
+
+def of_the_best(values: Tensor) -> float:
+    """Mean over the questions of what stands beside the best score."""
+    pairs = zip(scores, values.view(questions, n), strict=True)
+    best = [best_of_n_estimate(*both, n) for both in pairs]
+    return torch.stack(best).mean().item()
+
+
+# %%
+row = {"n": n, "updates": 0, "kl": best_of_n_kl(n)}
+row["proxy"] = of_the_best(scores)
+if (golds := gold_of(told)) is not None:
+    gold = torch.tensor([parts.total for parts in golds])
+    row["gold"] = of_the_best(gold)
+costs["best_of_n"] = row
+
+# %%
+print(costs_table(costs))
+path = Path(out, "15_offline", "methods.json")
+write_text(path, json.dumps(costs, indent=1))
+finish_stage(out, "15_offline", {}, tokenizer, scale=scale, seed=seed)
+costs_figure(costs)
+
+# %% [markdown]
+# DPO does nothing but learn. Offline PPO saves the sampling and keeps the
+# critic. RLOO and GRPO leave out the critic: it neither reads nor learns, and
+# its gradients and Adam's memory of it need no room. On a GPU each network's
+# part has a colour, and the table knows the memory.
+#
+# The scores say little after a few updates. So:
+
+# %% [markdown]
 # ## All of them
 #
 # Every method begins with the same SFT policy, is judged by the same reward
@@ -476,7 +729,7 @@ for n in (1, 4, 16, 64):
 # **Predict.** At which n does choosing catch up with training? Look at gold,
 # then at the proxy.
 
-# %%
+# %% tags=["classroom"]
 print(f"{results['settings']['answers']} answers for every method")
 interactive(
     lambda doublings, measure: yardstick(results, doublings, measure),
@@ -493,7 +746,7 @@ interactive(
 # **Predict.** Whose mean is best? And would you bet on the order of the first
 # three?
 
-# %%
+# %% tags=["classroom"]
 print(methods_table(results))
 
 # %% [markdown]
@@ -501,7 +754,7 @@ print(methods_table(results))
 # of the *worlds*: some reward models are better than others, for every method.
 # The last column compares within a seed, and gives a 95-percent interval.
 
-# %%
+# %% tags=["classroom"]
 against_ppo(results)
 
 # %% [markdown]

@@ -10,9 +10,11 @@ import pytest
 from safetensors.torch import load_file
 
 from minipalm.course import ROOT
-from minipalm.course.run import STAGES
+from minipalm.course.run import FURTHER, STAGES
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
+EVERY = (*STAGES, *FURTHER)
+METHODS = ("offline", "dpo", "rloo", "grpo")  # of stage 15: each leaves a result
 TIMES = ("seconds", "tokens_per_second", "memory", "sampler_")
 
 
@@ -52,8 +54,8 @@ def runs(tmp_path_factory):
     """All stages in one process, and by ./course full on two gloo ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     one, two = folder / "one", folder / "two"
-    python(__file__, one, *STAGES)
-    full = ("-m", "minipalm.course.full", "--scale", "smoke")
+    python(__file__, one, *EVERY)
+    full = ("-m", "minipalm.course.full", "--scale", "smoke", "--until", EVERY[-1])
     python(*full, "--cpus", "2", "--out", two)
     return one, two
 
@@ -88,6 +90,7 @@ METRICS = (
     "08_reward_model/training",
     "11_ppo/beta-0.15",
     "11_ppo/beta-0",
+    *(f"15_offline/{method}" for method in METHODS),
 )
 
 
@@ -102,10 +105,12 @@ def test_metrics_of_every_step_are_those_of_one_process(runs, run):
         for out in runs
     )
     assert len(one) > 1
+    for lines in (one, two):  # both answers of a pair have gained nothing yet, so
+        lines[0].pop("accuracy", None)  # which is ahead is rounding, in DPO
     same(one, two)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", EVERY)
 def test_stages_end_with_the_same_summary(runs, stage):
     same(*(json.loads((out / stage / "done.json").read_text()) for out in runs))
 
@@ -118,7 +123,27 @@ def test_the_evaluation_is_the_same_to_the_last_sample(runs):
     same(one, two, 1e-4)
 
 
-@pytest.mark.parametrize("stage", STAGES[:4])
+def test_methods_are_judged_alike_and_logged_once(runs):
+    one, two = (
+        json.loads((out / "15_offline/methods.json").read_text()) for out in runs
+    )
+    assert set(one) == {"sft", "ppo", *METHODS, "best_of_n"}
+    for method, row in two.items():
+        for costs in (one[method], row):
+            timed = [costs.pop(key, None) for key in ("seconds", "phases", "memory")]
+            assert method in ("sft", "best_of_n") or timed[1] is not None
+        same(one[method], row, 1e-4)
+    one, two = (
+        [json.loads(x) for x in (out / "15_offline/log/log.jsonl").open()]
+        for out in runs
+    )
+    assert len(one) == 32
+    same(one, two)  # to the last token
+
+
+@pytest.mark.parametrize(
+    "stage", [*STAGES[:4], *(f"15_offline/{method}" for method in METHODS)]
+)
 def test_weights_after_a_stage_are_those_of_one_process(runs, stage):
     """Two processes have no weight twice: what they leave are parts of one network.
 
@@ -145,7 +170,7 @@ def test_weights_after_a_stage_are_those_of_one_process(runs, stage):
             start += len(part)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", EVERY)
 def test_each_process_leaves_its_notebook_and_the_first_its_figures(runs, stage):
     pictures = []
     for name in (f"{stage}.ipynb", f"{stage}.rank-1.ipynb"):
