@@ -38,6 +38,8 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self.notes: dict[str, float] = {}
         self.begun, self.before = time.perf_counter(), _elsewhere["seconds"]
+        if self.runs:
+            peak_memory()  # what was done before is not counted
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -65,6 +65,7 @@ def cpu_seconds(out: Path) -> dict[str, float]:
     stages = {
         path.parent.name: json.loads(path.read_text("utf-8"))["cpu"]
         for path in sorted(out.glob(f"*/{TIMES}"))
+        if path.parent.name in STAGES
     }
     if set(stages) != set(STAGES):
         return {}

@@ -61,14 +61,36 @@ def cost(
 
 
 def costs_table(costs: Costs) -> str:
-    """A line a method; a dash where there is no such number."""
+    """A line a method; a dash where there is no such number.
+
+    Below, where a clock ran, the seconds of each phase of an update.
+    """
+    rows = {named(method, row): row for method, row in in_order(costs).items()}
     units = {"seconds": "s/update", "memory": "GiB"}
-    lines = [f"{'':12}" + "".join(f"{units.get(one, one):>10}" for one in COLUMNS)]
-    for method, row in in_order(costs).items():
-        values = [(row.get(column), digits) for column, digits in COLUMNS.items()]
-        shown = ("–" if x is None else f"{x:.{digits}f}" for x, digits in values)
-        lines.append(f"{named(method, row):12}" + "".join(f"{x:>10}" for x in shown))
+    lines = table(rows, {units.get(c, c): (c, d) for c, d in COLUMNS.items()})
+    phases = {name: row["phases"] for name, row in rows.items() if row.get("phases")}
+    if phases:
+        names = [
+            phase for phase in PHASES if any(phase in row for row in phases.values())
+        ]
+        lines += [
+            "",
+            "seconds of an update",
+            *table(phases, {n: (n, 2) for n in names}),
+        ]
     return "\n".join(lines)
+
+
+def table(
+    rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, int]]
+) -> list[str]:
+    """Its lines. columns: what stands above one -> key of a row, and digits."""
+    lines = [f"{'':12}" + "".join(f"{head:>10}" for head in columns)]
+    for name, row in rows.items():
+        values = [(row.get(key), digits) for key, digits in columns.values()]
+        shown = ("–" if x is None else f"{x:.{digits}f}" for x, digits in values)
+        lines.append(f"{name:12}" + "".join(f"{one:>10}" for one in shown))
+    return lines
 
 
 def in_order(costs: Costs) -> Costs:

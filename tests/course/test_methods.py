@@ -3,9 +3,10 @@
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 
-from minipalm.config import TOY
+from minipalm.config import PRESETS, TOY, MethodsConfig, get_preset
 from minipalm.course import methods
 from minipalm.course.methods import (
     ANSWERS,
@@ -14,12 +15,12 @@ from minipalm.course.methods import (
     OFFLINE,
     PPO,
     RLOO,
-    pairs_of_log,
     read_results,
     rounded,
     settings,
     table,
 )
+from minipalm.rlhf.dpo import pairs_of_log
 from minipalm.rlhf.log import Log
 
 
@@ -36,6 +37,34 @@ def test_every_method_has_the_same_number_of_answers():
 
 def test_ppo_is_the_pipelines_own():
     assert PPO == TOY.ppo
+
+
+@pytest.mark.parametrize("scale", PRESETS)
+def test_all_have_ppos_budget_at_every_scale(scale):
+    ppo, methods = PRESETS[scale].ppo, PRESETS[scale].methods
+    assert methods.answers == ppo.iterations * ppo.batch_size
+    for config in (methods.offline.ppo, methods.rloo, methods.grpo):
+        assert config.iterations * config.batch_size == methods.answers
+        assert config.micro_batch == ppo.micro_batch
+        assert config.reuse_logprobs == ppo.reuse_logprobs
+    optim = methods.dpo.optim
+    assert optim.steps * optim.batch_size % (methods.answers // 2) == 0
+    assert 2 * optim.micro_batch == ppo.micro_batch  # rows through a network at a time
+
+
+@pytest.mark.parametrize("scale", PRESETS)
+def test_few_updates_are_as_large_as_many_and_have_a_log_to_learn_from(scale):
+    whole, few = PRESETS[scale].methods, get_preset(f"{scale}:3").methods
+    assert few.offline.ppo.iterations == few.rloo.iterations == few.grpo.iterations == 3
+    assert few.dpo.optim.steps == 3
+    assert few.answers == 3 * max(whole.rloo.batch_size, 2 * whole.dpo.optim.batch_size)
+    assert few.rloo == replace(whole.rloo, iterations=3)
+    assert few.dpo.optim == replace(whole.dpo.optim, steps=3)
+
+
+def test_a_log_has_two_answers_to_a_prompt():
+    with pytest.raises(ValueError, match="two answers to each prompt .got 7"):
+        MethodsConfig(7, OFFLINE, 0.1, DPO, RLOO, GRPO, 4)
 
 
 def a_log(scores):

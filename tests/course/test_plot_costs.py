@@ -42,12 +42,22 @@ def some_costs():
 
 
 def test_the_table_has_a_line_a_method_and_dashes_for_what_is_unknown():
-    head, sft, best, ppo, dpo = costs_table(some_costs()).splitlines()
+    head, sft, best, ppo, dpo, *phases = costs_table(some_costs()).splitlines()
     assert head.split() == "updates answers s/update GiB proxy kl gold".split()
     assert sft.split() == ["SFT", "0", "–", "–", "–", "0.50", "1.25", "–"]
     assert best.startswith("best of 16")
     assert ppo.split()[:5] == ["PPO", "3", "256", "15.00", "12.0"]
     assert dpo.split()[:5] == ["DPO", "3", "64", "6.00", "12.0"]
+    assert [line.split() for line in phases[2:]] == [
+        ["reference", "update"],
+        ["PPO", "0.00", "5.00"],
+        ["DPO", "0.00", "5.00"],
+    ]
+
+
+def test_there_are_no_phases_where_no_clock_ran():
+    costs = {"dpo": cost([{"loss": 1.0}], 64, wall=2.0)}
+    assert len(costs_table(costs).splitlines()) == 2
 
 
 def test_the_bars_add_up_to_the_update_and_the_title_compares_the_ends():

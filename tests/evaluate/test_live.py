@@ -161,6 +161,28 @@ def test_a_complete_run_has_the_same_report_and_what_the_machine_did(out, capsys
     assert "All stages are complete." in page
 
 
+def test_what_goes_beyond_the_pipeline_is_a_stage_once_it_has_begun(out, capsys):
+    complete(out)
+    begin(out, "15_offline")
+    folder = out / "15_offline" / "dpo"
+    log(folder, range(1, 4), accuracy=0.7, **SPENT)
+    settings = {"method": {"optim": {"steps": 30}, "beta": 0.1}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with lock(out):
+        page, said = made(out, capsys)
+    assert "Stage 6 of 6, other methods: dpo, step 3 of 30, about" in said
+    steps = {one.name: one.steps for one in read_progress(out).stages[-1].trainings}
+    whole = get_preset("full").methods
+    assert steps == {
+        "15_offline/offline": whole.offline.ppo.iterations,
+        "15_offline/dpo": 30,
+        "15_offline/rloo": whole.rloo.iterations,
+        "15_offline/grpo": whole.grpo.iterations,
+    }
+    begin(out, "15_offline", done=True)
+    assert "All stages are complete." in made(out, capsys)[1]
+
+
 def test_a_toy_run_has_the_report_that_it_always_had(out, capsys):
     complete(out)
     for path in out.glob("*/*/metrics.jsonl"):
