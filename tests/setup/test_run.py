@@ -227,6 +227,11 @@ def test_a_run_can_end_at_a_stage_and_go_on_later(pipeline, tmp_path):
     assert runs(tmp_path) == {"one": 1, "two": 1}
 
 
+def test_lesson_15_is_a_stage_for_those_who_ask():
+    assert run.stages_until(None) == run.STAGES == run.stages_until("12_evaluation")
+    assert run.stages_until("15_offline") == (*run.STAGES, "15_offline")
+
+
 def test_an_unknown_stage_to_end_at_is_refused(pipeline, tmp_path):
     code, _, err = finish(pipeline("--until", "three"))
     assert code == 2

@@ -7,12 +7,14 @@ import torch
 
 from minipalm.config import MachineConfig
 from minipalm.model.place import place
+from minipalm.rlhf import rollout
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.dpo import pairs_of_log, reference_logprobs
+from minipalm.rlhf.invariants import InvariantError
 from minipalm.rlhf.log import log_answers
 from minipalm.rlhf.offline import replay
 from minipalm.rlhf.sampling import Sampler
-from minipalm.train.run import read_metrics
+from minipalm.train.run import TrainingError, read_metrics
 from tests.train.worlds import (
     DPO,
     EOS,
@@ -183,6 +185,18 @@ def test_what_is_compiled_sees_one_width_and_whole_batches(tmp_path, monkeypatch
     widths = {shape[1] for shape, _ in seen}
     assert {shape[0] for shape, _ in seen} == {2}
     assert widths == {3 + 5 - 1, 3 + 4 - 1}  # the log's answers; the pairs of `worlds`
+
+
+@pytest.mark.parametrize("world", ["rloo", "grpo"])
+def test_a_sampler_that_is_not_the_policy_stops_the_run(world, tmp_path, monkeypatch):
+    def refuse(gap):
+        raise InvariantError(f"the law is {gap} nats away")
+
+    monkeypatch.setattr(rollout, "check_gap", refuse)
+    METHODS[world](tmp_path / "reused")  # nobody looks
+    config = replace(cut(world, 0), reuse_logprobs=False)
+    with pytest.raises(TrainingError, match="step 1: the law is .* nats away"):
+        METHODS[world](tmp_path / "looked", config=config)
 
 
 @pytest.mark.parametrize("compile", [False, True])
