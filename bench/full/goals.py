@@ -165,12 +165,12 @@ def rows_of(results: Results) -> list[tuple[str, float, str, float, str]]:
 
 def table(results: Results) -> str:
     """Goals, phases and raw numbers, as text."""
-    lines = [f"{'':62}{'measured':>10}{'goal':>12}  met"]
+    lines = [f"{'':68}{'measured':>10}{'goal':>12}  met"]
     for what, value, sign, goal, unit in rows_of(results):
         met = value >= goal if sign == ">=" else value <= goal
         digits = 0 if goal >= 100 else 2
         lines.append(
-            f"{what:62}{value:>10.{digits}f}{sign + ' ' + format(goal, 'g'):>12}"
+            f"{what:68}{value:>10.{digits}f}{sign + ' ' + format(goal, 'g'):>12}"
             f"  {'yes' if met else 'NO'} {unit}"
         )
     for part, lora in ("ppo_lora", True), ("two_ppo", False):
