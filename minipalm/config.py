@@ -203,7 +203,9 @@ class MethodsConfig:
 def methods_like(ppo: PPOConfig) -> MethodsConfig:
     """All methods on PPO's budget of answers, with PPO's dials where they have such.
 
-    DPO takes as many rows as PPO through a network at a time, and the log once.
+    DPO takes as many rows as PPO through a network at a time, and the log once. Offline
+    PPO learns at a third of the rate, about as at toy size: faster, it has left the log
+    after an update or two.
     """
     answers = ppo.iterations * ppo.batch_size
     pairs = max(ppo.minibatch_size // 2, 1)  # of a step: PPO's answers of a step
@@ -223,7 +225,7 @@ def methods_like(ppo: PPOConfig) -> MethodsConfig:
     )
     return MethodsConfig(
         answers,
-        offline=OfflineConfig(ppo),
+        offline=OfflineConfig(replace(ppo, policy_lr=ppo.policy_lr / 3)),
         offline_kl_coef=ppo.kl_coefs[0],
         dpo=DPOConfig(
             OptimConfig(

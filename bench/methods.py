@@ -1,0 +1,90 @@
+"""What lesson 15's methods cost at full size: the table of docs/full_size.md.
+
+    ./course full --scale full-lora:3 --gpus 1 --until 15_offline --out RUN
+    python -m bench.methods RUN        keeps RUN's numbers, and writes the table
+    python -m bench.methods            writes the table of those that are kept
+
+The numbers are kept in data/results/full_methods.json, which lesson 15 shows, too.
+"""
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from minipalm.course import ROOT
+from minipalm.plot.costs import PHASES, in_order, named
+from minipalm.train.progress import read_progress
+from minipalm.train.stage import stage_summary
+
+RESULTS = ROOT / "data" / "results" / "full_methods.json"
+PAGE = ROOT / "docs" / "full_size.md"
+BEGIN = "<!-- written by python -m bench.methods: begin -->"
+END = "<!-- written by python -m bench.methods: end -->"
+
+
+def kept(run: Path) -> dict[str, Any]:
+    """The numbers of a run, with its scale, machine and date.
+
+    Raises:
+        StageError: lesson 15 has not run to its end there.
+    """
+    scale = stage_summary(run, "15_offline")["scale"]
+    path = run / "15_offline" / "methods.json"
+    progress = read_progress(run)
+    return {
+        "date": datetime.date.fromtimestamp(path.stat().st_mtime).isoformat(),
+        "scale": scale,
+        "gpu": progress.gpu,
+        "ranks": progress.ranks,
+        "methods": json.loads(path.read_text("utf-8")),
+    }
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """A line a method: updates, answers, seconds and those of its phases, GiB."""
+
+    def cell(value: float | None, digits: int) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
+
+    methods = {m: row for m, row in in_order(results["methods"]).items()}
+    trained = {m: row for m, row in methods.items() if row["updates"]}
+    phases = [p for p in PHASES if any(p in row["phases"] for row in trained.values())]
+    heads = ["answers", "seconds", *(PHASES[p][0] for p in phases), "GiB"]
+    lines = [
+        f"{results['date']}, {results['ranks']} × {results['gpu']}, "
+        f"`{results['scale']}`; an update of each:",
+        "",
+        f"| | {' | '.join(heads)} |",
+        "| --- " * (len(heads) + 1) + "|",
+    ]
+    for method, row in trained.items():
+        cells = [cell(row["answers"], 0), cell(row["seconds"], 2)]
+        cells += [cell(row["phases"].get(phase), 2) for phase in phases]
+        cells.append(cell(row["memory"], 1))
+        lines.append(f"| {named(method, row)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def placed(results: dict[str, Any], page: str) -> str:
+    """The page with this table in place of the last one."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", nargs="?", type=Path)
+    args = parser.parse_args()
+    if args.run:
+        text = json.dumps(kept(args.run), indent=1) + "\n"
+        RESULTS.write_text(text, "utf-8")
+    results = json.loads(RESULTS.read_text("utf-8"))
+    PAGE.write_text(placed(results, PAGE.read_text("utf-8")), "utf-8")
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main()
