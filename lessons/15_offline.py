@@ -716,7 +716,23 @@ costs_figure(costs)
 # its gradients and Adam's memory of it need no room. On a GPU each network's
 # part has a colour, and the table knows the memory.
 #
-# The scores say little after a few updates. So:
+# **Predict.** The same at full size: a policy of 6.9 billion weights, of which
+# only thin adapters learn, and 1.4 billion in reward model and critic. What
+# takes longest now? Who needs the most memory?
+
+# %% tags=["classroom"]
+full = json.loads(Path("data/results/full_methods.json").read_text("utf-8"))
+for method, row in full["methods"].items():
+    if row.get("memory"):
+        print(f"{method:8} {row['memory']:.0f} GiB of a {full['gpu']}")
+costs_figure(full["methods"])
+
+# %% [markdown]
+# The frozen policy and the reference are the same weights there, so they lie
+# in memory once. What a critic adds is its own weights, their gradients and
+# Adam's two numbers for each: all of it learns.
+#
+# What a method is worth does not show after a few updates. So:
 
 # %% [markdown]
 # ## All of them
