@@ -536,9 +536,9 @@ for n in (1, 4, 16, 64):
 # | DPO | learns | reads once | | |
 # | best of n | answers n times | | reads | |
 #
-# **Predict.** Whose update is the fastest? What does leaving out the critic
-# save: time, memory, or both? Each method begins at the reference, learns, is
-# judged and kept.
+# **Predict.** Who spends the least time on an answer? What does leaving out
+# the critic save: time, memory, or both? Each method begins at the reference,
+# learns, is judged and kept.
 
 
 # %%

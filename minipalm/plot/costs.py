@@ -104,30 +104,29 @@ def named(method: str, row: Mapping[str, Any]) -> str:
 
 
 def costs_figure(costs: Costs) -> Figure:
-    """A bar a method: the seconds of an update, and whose they are."""
+    """A bar a method: the time of an answer that it learns from, and whose that is."""
     timed = {m: row for m, row in in_order(costs).items() if row.get("seconds")}
-    slow, fast = (f(timed, key=lambda m: timed[m]["seconds"]) for f in (max, min))
-    times = timed[slow]["seconds"] / timed[fast]["seconds"]
-    a, b = (timed[method]["answers"] for method in (slow, fast))
+    each = {m: 1e3 * row["seconds"] / row["answers"] for m, row in timed.items()}
+    slow, fast = max(each, key=each.__getitem__), min(each, key=each.__getitem__)
     figure, [ax] = new_figure(
-        f"{a} answers by {NAMES[slow]} take {times:.1f} times as long as {b} by "
+        f"An answer takes {NAMES[slow]} {each[slow] / each[fast]:.1f} times as long as "
         f"{NAMES[fast]}",
         height=1.5 + 0.34 * len(timed),
     )
-    for y, row in enumerate(timed.values()):
+    for y, (method, row) in enumerate(timed.items()):
         left = 0.0
         for phase in (phase for phase in PHASES if row["phases"].get(phase)):
-            ax.barh(y, row["phases"][phase], 0.6, left, color=PHASES[phase][1])
-            left += row["phases"][phase]
-        rest = max(row["seconds"] - left, 0.0)
-        ax.barh(y, rest, 0.6, left, color=RULE)
+            width = 1e3 * row["phases"][phase] / row["answers"]
+            ax.barh(y, width, 0.6, left, color=PHASES[phase][1])
+            left += width
+        ax.barh(y, max(each[method] - left, 0.0), 0.6, left, color=RULE)
     shown = {phase for row in timed.values() for phase in row["phases"]}
     for phase, (name, color) in PHASES.items():
         if phase in shown:
             ax.barh(0, 0, color=color, label=name)
     ax.set_yticks(range(len(timed)), [NAMES[method] for method in timed])
     ax.set_ylim(len(timed) - 0.5, -0.5)
-    ax.set(xlabel="seconds an update", xlim=(0, None))
+    ax.set(xlabel="milliseconds an answer", xlim=(0, None))
     ax.grid(axis="y", visible=False)
     if shown:
         figure.legend(
