@@ -716,9 +716,9 @@ costs_figure(costs)
 # its gradients and Adam's memory of it need no room. On a GPU each network's
 # part has a colour, and the table knows the memory.
 #
-# **Predict.** The same at full size: a policy of 6.9 billion weights, of which
-# only thin adapters learn, and 1.4 billion in reward model and critic. What
-# takes longest now? Who needs the most memory?
+# **Predict.** The same at full size: billions of weights in the policy, of
+# which only thin adapters learn, and a fifth as many in the critic, which all
+# learn. What takes longest now? Who needs the most memory?
 
 # %% tags=["classroom"]
 full = json.loads(Path("data/results/full_methods.json").read_text("utf-8"))

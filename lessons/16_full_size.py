@@ -22,10 +22,12 @@ import math
 import os
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from IPython.display import Markdown
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -446,6 +448,24 @@ for line in comparison(results).splitlines():
 # The last lines are PPO's iterations and the steps of decoding. One formula
 # was corrected after this table was first seen, and
 # [the page of the planner](../docs/planner.md) says which.
+
+# %% [markdown]
+# ## How near to the ceilings?
+#
+# The same card was asked in the same minutes how fast it multiplies when it is
+# hot, and how fast it copies. **Predict.** What comes nearer to its ceiling: a
+# step of training, or a step of sampling?
+
+# %%
+page = Path("bench/README.md").read_text("utf-8")
+_, _, table = page.partition("bench.full_size --readme: begin -->")
+Markdown(table.partition("<!--")[0])
+
+# %% [markdown]
+# Training is mostly large products, and these are what the ceiling is made
+# of. A step of sampling reads every weight once, in hundreds of small kernels,
+# each of which has a beginning and an end.
+# [How it was measured](../bench/README.md).
 
 # %% [markdown]
 # ## Reading a batch run

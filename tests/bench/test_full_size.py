@@ -8,6 +8,7 @@ from bench import full_size
 from bench.full.goals import (
     BEGIN,
     END,
+    markdown,
     phase_floors,
     placed,
     rows_of,
@@ -17,6 +18,7 @@ from bench.full.goals import (
 from bench.full.measure import full_sizes, tiny_sizes
 from bench.full.training import train_ours_short
 from minipalm.config import get_preset
+from minipalm.course import ROOT
 from minipalm.model.palm import count_parameters
 
 LIMITS = {"sustained_tflops": 685.0, "copy_gbs": 4300.0}
@@ -133,3 +135,16 @@ def test_peers_have_as_many_weights_as_ours():
         width = (a_layer - attention) // (3 * D) // 8 * 8
         weights = 32 * (attention + 3 * D * width + 2 * D) + 32_768 * D + D
         assert weights == pytest.approx(count_parameters(config), rel=1e-3)
+
+
+def test_lesson_16_shows_the_table_of_the_results_that_are_kept():
+    notebook = ROOT / "solutions" / "16_full_size.ipynb"
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    shown = [
+        "".join(output["data"]["text/markdown"])
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "text/markdown" in output.get("data", {})
+    ]
+    results = full_size.kept(full_size.RESULTS)
+    assert [text.strip() for text in shown] == [markdown(results)]
