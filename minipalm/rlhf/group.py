@@ -28,6 +28,7 @@ from minipalm.config import GroupConfig
 from minipalm.model.generate import Sampled, generate
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.answers import Tokens
+from minipalm.rlhf.invariants import check_answers
 from minipalm.rlhf.kl import k1, k3
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
 from minipalm.rlhf.rollout import (
@@ -255,7 +256,7 @@ def collect_groups(
         sample, clock: see `minipalm.rlhf.rollout.collect`.
 
     Raises:
-        ValueError, InvariantError: see `sample_answers` and `final_scores` there.
+        ValueError, InvariantError: see `collect` there.
     """
     clock, G = clock or Clock(policy), config.group_size
     answers, logprobs = sample_answers(
@@ -273,6 +274,16 @@ def collect_groups(
         ref_logprobs = answer_logprobs(reference, answers, config)
     with clock.phase("reward"):
         scores = final_scores(reward, answers, config, eos_id)
+    check_answers(
+        policy,
+        reference,
+        answers,
+        logprobs,
+        ref_logprobs,
+        scores,
+        eos_id=eos_id,
+        temperature=config.temperature,
+    )
     if config.method == "rloo":
         rewards = scores - config.kl_coef * k1(logprobs, ref_logprobs).sum(1)
         advantages = rloo_advantages(rewards.view(-1, G))

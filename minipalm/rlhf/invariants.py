@@ -1,9 +1,10 @@
 """What must hold in every run of RLHF, checked while it runs.
 
-The first four look at tensors and networks; `collect` asks them about every rollout.
-They cost next to nothing and are on by default. The last two take a function and try it
-on a small case: tests, for a suite. Each raises InvariantError, which says what is
-wrong and where to look first; where all is well they return None.
+The first four look at tensors and networks; `collect` asks them about every rollout,
+`collect_groups` about its answers. They cost next to nothing and are on by default. The
+last two take a function and try it on a small case: tests, for a suite. Each raises
+InvariantError, which says what is wrong and where to look first; where all is well they
+return None.
 """
 
 import contextlib
@@ -206,21 +207,18 @@ ROWS = 4  # answers that the policy reads once more, to compare
 
 
 @torch.no_grad()
-def check_rollout(
+def check_answers(
     policy: PaLM,
     reference: PaLM,
     tokens: tuple[Tensor, Tensor, Tensor, Tensor],
     logprobs: Float[Tensor, "B T"],
     ref_logprobs: Float[Tensor, "B T"],
-    values: Float[Tensor, "B T"],
     scores: Float[Tensor, "B"],
-    rewards: Float[Tensor, "B T"],
     *,
     eos_id: int,
-    kl_coef: float,
     temperature: float,
 ) -> None:
-    """All that must hold of fresh answers and of what was written down about them.
+    """All that must hold of fresh answers, whatever shall be learnt from them.
 
     The policy is still the one that has sampled, so the training pass must find the
     sampler's log-probabilities: it is asked about a few answers. If the weights are
@@ -235,21 +233,10 @@ def check_rollout(
     check_mask(responses, mask, eos_id)
     if not is_sharded(next(policy.parameters())):  # parts have memory of their own
         check_separate(policy, reference)
-    told = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values}
-    for name, x in told.items():
-        check_finite(name, x)
-        if (x[~mask] != 0).any():
-            raise InvariantError(
-                f"{name} are not 0 behind the end of an answer: sums over a row, such "
-                "as the KL that is logged, would count padding"
-            )
+    check_zero_behind("logprobs", logprobs, mask)
+    check_zero_behind("ref_logprobs", ref_logprobs, mask)
     check_finite("scores", scores)
-    size = 1 + scores.abs().max().item()  # float32 rounds in proportion
-    check_reward_sum(
-        rewards, scores, logprobs, ref_logprobs, mask, kl_coef, 1e-3 * size
-    )
-
-    if machine_of(policy).compile:  # for one number of rows; `collect` asked about all
+    if machine_of(policy).compile:  # for one number of rows; the sampler's gap is known
         return
     exact = next(policy.parameters()).dtype in (torch.float32, torch.float64)
     exact = exact and machine_of(policy).compute == "float32"
@@ -259,6 +246,56 @@ def check_rollout(
     check_same_law(token_logprobs(logits, said), logprobs[:ROWS], kept, nats)
     if same_weights(policy, reference):
         check_same_law(logprobs, ref_logprobs, mask, nats)
+
+
+@torch.no_grad()
+def check_rollout(
+    policy: PaLM,
+    reference: PaLM,
+    tokens: tuple[Tensor, Tensor, Tensor, Tensor],
+    logprobs: Float[Tensor, "B T"],
+    ref_logprobs: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    scores: Float[Tensor, "B"],
+    rewards: Float[Tensor, "B T"],
+    *,
+    eos_id: int,
+    kl_coef: float,
+    temperature: float,
+) -> None:
+    """`check_answers`, and what must hold of the values and rewards of their tokens.
+
+    Raises:
+        InvariantError: something does not hold, and the checks are not `switched_off`.
+    """
+    if not switched_on():
+        return
+    check_answers(
+        policy,
+        reference,
+        tokens,
+        logprobs,
+        ref_logprobs,
+        scores,
+        eos_id=eos_id,
+        temperature=temperature,
+    )
+    mask = tokens[3]
+    check_zero_behind("values", values, mask)
+    size = 1 + scores.abs().max().item()  # float32 rounds in proportion
+    check_reward_sum(
+        rewards, scores, logprobs, ref_logprobs, mask, kl_coef, 1e-3 * size
+    )
+
+
+def check_zero_behind(name: str, x: Tensor, mask: Tensor) -> None:
+    """Refuse numbers that are not finite, or not 0 behind the end of an answer."""
+    check_finite(name, x)
+    if (x[~mask] != 0).any():
+        raise InvariantError(
+            f"{name} are not 0 behind the end of an answer: sums over a row, such as "
+            "the KL that is logged, would count padding"
+        )
 
 
 def check_gap(gap: float, nats: float = 0.5) -> None:

@@ -1,11 +1,13 @@
 """RLOO and GRPO: advantages and losses against loops, and what answers are kept."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from minipalm.config import GroupConfig
+from minipalm.model.generate import generate
 from minipalm.rlhf.group import (
     collect_groups,
     group_loss,
@@ -14,6 +16,7 @@ from minipalm.rlhf.group import (
     rloo_advantages,
     rloo_loss,
 )
+from minipalm.rlhf.invariants import InvariantError, switched_off
 from minipalm.rlhf.kl import k1
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
 from tests.small import EOS, other_padding, ragged, seeded, small_palm
@@ -224,7 +227,7 @@ def reward(prompts, prompt_mask, responses, mask):
     return (responses * mask).sum(1) / 7.0
 
 
-def groups_of(policy, reference, **changes):
+def groups_of(policy, reference, sample=generate, **changes):
     prompts, prompt_mask, _, _ = ragged([2, 4], [1, 1])
     return prompts, collect_groups(
         policy,
@@ -236,7 +239,23 @@ def groups_of(policy, reference, **changes):
         max_response=9,
         eos_id=EOS,
         generator=seeded(),
+        sample=sample,
     )
+
+
+def test_answers_that_cannot_be_right_are_refused():
+    policy = small_palm()
+    with pytest.raises(InvariantError, match="memory"):
+        groups_of(policy, policy)
+    with switched_off():
+        groups_of(policy, policy)
+
+    def unlike(*args, **options):  # what it notes is not the law that it drew from
+        told = generate(*args, **options)
+        return replace(told, logprobs=1.1 * told.logprobs)
+
+    with pytest.raises(InvariantError, match="another log-probability than before"):
+        groups_of(policy, small_palm(1), sample=unlike)
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
