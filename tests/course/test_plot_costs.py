@@ -60,7 +60,7 @@ def test_there_are_no_phases_where_no_clock_ran():
     assert len(costs_table(costs).splitlines()) == 2
 
 
-def test_the_bars_add_up_to_an_answers_share_of_the_update_and_the_title_compares_the_ends():
+def test_bars_add_up_to_an_answers_share_and_the_title_compares_the_ends():
     figure = costs_figure(some_costs())
     assert title(figure) == "An answer takes DPO 1.6 times as long as PPO"
     bars = [bar for bar in figure.axes[0].patches if bar.get_width()]
