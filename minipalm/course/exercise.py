@@ -28,13 +28,36 @@ class Trap:
 
     Trap("sentence", ("old", "new"), ...)   the packaged answer with lines changed
     Trap("sentence", function)              or written out
+
+    variant: another trap, and a slip besides (see `with_slips`); lists leave it out.
     """
 
-    def __init__(self, sentence: str, *how: Change | Candidate) -> None:
-        self.sentence, self.how = sentence, how
+    def __init__(
+        self, sentence: str, *how: Change | Candidate, variant: bool = False
+    ) -> None:
+        self.sentence, self.how, self.variant = sentence, how, variant
 
     def candidate(self, answer: Candidate) -> Candidate:
         return _candidate(answer, self.how)
+
+
+Slip = tuple[str, tuple[Change, ...]]  # what is said of it, and what it changes
+
+
+def with_slips(traps: tuple[Trap, ...], *slips: Slip) -> tuple[Trap, ...]:
+    """Each trap, and the same by one who has also made one of the slips, or all.
+
+    The trap matters more, so it is said first.
+    """
+    chosen = [(one,) for one in slips] + ([slips] if len(slips) > 1 else [])
+    found = []
+    for trap in traps:
+        found.append(trap)
+        for some in chosen:
+            sentence = f"{trap.sentence} And {', and '.join(said for said, _ in some)}."
+            changes = [change for _, made in some for change in made]
+            found.append(Trap(sentence, *trap.how, *changes, variant=True))
+    return tuple(found)
 
 
 class Twin:

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipalm.config import PaLMConfig
-from minipalm.course.exercise import Candidate, Case, Exercise, Trap, Twin
+from minipalm.course.exercise import (
+    Candidate,
+    Case,
+    Exercise,
+    Trap,
+    Twin,
+    with_slips,
+)
 from minipalm.evaluate.statistics import Bin, accuracy, reliability
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.reward import (
@@ -30,11 +37,7 @@ def tiny_palm(seed: int, dim: int = 12) -> PaLM:
 
 def also(more: str, change: tuple[str, str], *traps: Trap) -> tuple[Trap, ...]:
     """Each trap, and the same by one who makes a second mistake, too."""
-    return tuple(
-        one
-        for trap in traps
-        for one in (trap, Trap(f"{trap.sentence} {more}", *trap.how, change))
-    )
+    return with_slips(traps, (more, (change,)))
 
 
 # --- 8.1 pool -----------------------------------------------------------------------
@@ -96,7 +99,7 @@ LAST = "x[torch.arange(len(x), device=x.device), last]"
 OWN = "torch.where(mask[..., None], x, 0.0)"
 MEAN = "return (own * weights[..., None]).sum(1)"
 TIMES = (OWN, "x * mask[..., None]")
-NAN = "And 0 times NaN is NaN: choose with torch.where."
+NAN = "0 times NaN is NaN: choose with torch.where"
 ALWAYS = ('if pooling == "last":', "if True:")
 
 POOL = Exercise(
@@ -1115,7 +1118,7 @@ SCALE = Exercise(
     oracle=scale_oracle,
     traps=(
         *also(
-            "And nothing may learn through it: torch.no_grad().",
+            "nothing may learn through it: torch.no_grad()",
             ("@torch.no_grad()\n", ""),
             Trap(
                 "It forgets the old scale: right the first time only. The scores that "

@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from minipalm.course.exercise import Candidate, Case, Exercise, Trap, Twin
+from minipalm.course.exercise import (
+    Candidate,
+    Case,
+    Exercise,
+    Slip,
+    Trap,
+    Twin,
+    with_slips,
+)
 from minipalm.rlhf.gae import deltas, explained_variance, gae, whiten
 
 
@@ -12,16 +20,12 @@ def ragged(lengths: list[int], width: int) -> Tensor:
 
 
 GRADIENT = ("@torch.no_grad()\n", "")
+LEARNT: Slip = "nothing may learn through it: torch.no_grad()", (GRADIENT,)
 
 
 def learning(*traps: Trap) -> tuple[Trap, ...]:
     """Each trap, and the same by one who has forgotten torch.no_grad(), too."""
-    more = " And nothing may learn through it: torch.no_grad()."
-    return tuple(
-        one
-        for trap in traps
-        for one in (trap, Trap(trap.sentence + more, *trap.how, GRADIENT))
-    )
+    return with_slips(traps, LEARNT)
 
 
 # --- 10.1 deltas --------------------------------------------------------------------

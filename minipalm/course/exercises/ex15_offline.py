@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minipalm.config import PaLMConfig
-from minipalm.course.exercise import Case, Exercise, Trap, Twin
+from minipalm.course.exercise import Case, Exercise, Slip, Trap, Twin, with_slips
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.best_of_n import best_of_n_estimate, best_of_n_kl
 from minipalm.rlhf.dpo import dpo_loss, sequence_logprobs
@@ -22,16 +22,12 @@ def ragged(lengths: list[int], width: int) -> Tensor:
 
 
 GRADIENT = ("@torch.no_grad()\n", "")
+LEARNT: Slip = "nothing may learn through it: torch.no_grad()", (GRADIENT,)
 
 
 def learning(*traps: Trap) -> tuple[Trap, ...]:
     """Each trap, and the same by one who has forgotten torch.no_grad(), too."""
-    more = " And nothing may learn through it: torch.no_grad()."
-    return tuple(
-        one
-        for trap in traps
-        for one in (trap, Trap(trap.sentence + more, *trap.how, GRADIENT))
-    )
+    return with_slips(traps, LEARNT)
 
 
 # --- 15.1 importance_weights --------------------------------------------------------
@@ -541,6 +537,36 @@ DELTA = (
     "        rejected, ref_rejected.detach(), beta\n    )"
 )
 SIGMOIDS = "F.logsigmoid(delta), F.logsigmoid(-delta)"
+SMOOTHED = "((1 - label_smoothing) * right + label_smoothing * wrong)"
+UNSMOOTHED: Slip = "label_smoothing is not used", ((SMOOTHED, "right"),)
+UNDETACHED: Slip = (
+    "the reference is a constant: detach it",
+    (
+        ("ref_chosen.detach()", "ref_chosen"),
+        ("ref_rejected.detach()", "ref_rejected"),
+    ),
+)
+
+
+def unsmoothed(*traps: Trap) -> tuple[Trap, ...]:
+    """Each trap, and the same without label_smoothing."""
+    return with_slips(traps, UNSMOOTHED)
+
+
+def undetached(*traps: Trap) -> tuple[Trap, ...]:
+    """Each trap, and the same with a gradient into the reference."""
+    return with_slips(traps, UNDETACHED)
+
+
+def equation_7(*traps: Trap) -> tuple[Trap, ...]:
+    """Each trap, and the same by one who has written down equation 7 and no more."""
+    return with_slips(traps, UNSMOOTHED, UNDETACHED)
+
+
+def undetached_here(*traps: Trap) -> tuple[Trap, ...]:
+    """`equation_7` for traps in which one reference is left, or both at once."""
+    return with_slips(traps, UNSMOOTHED, (UNDETACHED[0], ((".detach()", ""),)))
+
 
 DPO_LOSS = Exercise(
     id="15.4",
@@ -563,58 +589,96 @@ DPO_LOSS = Exercise(
     cases=dpo_loss_cases,
     oracle=dpo_loss_oracle,
     traps=(
-        Trap(
-            "Chosen and rejected are exchanged: this teaches the worse answers. Δ is "
-            "the chosen one's implicit reward less the other's.",
-            (SIGMOIDS, "F.logsigmoid(-delta), F.logsigmoid(delta)"),
-        ),
-        Trap(
-            "The reference is forgotten. Then an answer is preferred for being "
-            "probable, and nothing says where the policy began.",
-            (DELTA, "beta * (chosen - rejected)"),
-        ),
-        Trap(
-            "The two reference numbers are exchanged: each answer is compared with "
-            "the reference's log-probability of *itself*.",
-            ("ref_chosen.detach()", "REF"),
-            ("ref_rejected.detach()", "ref_chosen.detach()"),
-            ("REF", "ref_rejected.detach()"),
-        ),
-        Trap(
-            "β stands outside of the sigmoid, where it is only a step size. Inside it "
-            "says how many nats a difference of rewards is worth.",
-            ("ref_chosen.detach(), beta)", "ref_chosen.detach(), 1.0)"),
-            ("ref_rejected.detach(), beta\n", "ref_rejected.detach(), 1.0\n"),
-            ("return -(", "return -beta * ("),
-        ),
-        Trap(
-            "β is forgotten: an implicit reward is β times the log-ratio to the "
-            "reference.",
-            ("ref_chosen.detach(), beta)", "ref_chosen.detach(), 1.0)"),
-            ("ref_rejected.detach(), beta\n", "ref_rejected.detach(), 1.0\n"),
-        ),
-        Trap(
-            "β multiplies the policy's log-probabilities only. It belongs around the "
-            "whole difference to the reference.",
-            (
-                DELTA,
-                "beta * (chosen - rejected) - (ref_chosen - ref_rejected).detach()",
+        *equation_7(
+            Trap(
+                "Chosen and rejected are exchanged: this teaches the worse answers. Δ "
+                "is the chosen one's implicit reward less the other's.",
+                (SIGMOIDS, "F.logsigmoid(-delta), F.logsigmoid(delta)"),
             ),
         ),
-        Trap(
-            "The minus sign is missing: this is what should become large, and a loss "
-            "becomes small.",
-            ("return -(", "return ("),
+        *unsmoothed(
+            Trap(
+                "The reference is forgotten. Then an answer is preferred for being "
+                "probable, and nothing says where the policy began.",
+                (DELTA, "beta * (chosen - rejected)"),
+            ),
         ),
-        Trap(
-            "The logarithm is missing: σ(Δ) alone hardly pushes the pairs that are "
-            "most wrong.",
-            (SIGMOIDS, "torch.sigmoid(delta), torch.sigmoid(-delta)"),
+        *equation_7(
+            Trap(
+                "The two reference numbers are exchanged: each answer is compared with "
+                "the reference's log-probability of *itself*.",
+                ("ref_chosen.detach()", "REF"),
+                ("ref_rejected.detach()", "ref_chosen.detach()"),
+                ("REF", "ref_rejected.detach()"),
+            ),
+            Trap(
+                "β stands outside of the sigmoid, where it is only a step size. Inside "
+                "it says how many nats a difference of rewards is worth.",
+                ("ref_chosen.detach(), beta)", "ref_chosen.detach(), 1.0)"),
+                ("ref_rejected.detach(), beta\n", "ref_rejected.detach(), 1.0\n"),
+                ("return -(", "return -beta * ("),
+            ),
+            Trap(
+                "β is forgotten: an implicit reward is β times the log-ratio to the "
+                "reference.",
+                ("ref_chosen.detach(), beta)", "ref_chosen.detach(), 1.0)"),
+                ("ref_rejected.detach(), beta\n", "ref_rejected.detach(), 1.0\n"),
+            ),
         ),
-        Trap(
-            "log(sigmoid(Δ)) is −∞ where Δ is far below 0: the sigmoid is 0 in "
-            "float32. F.logsigmoid computes both at once.",
-            (SIGMOIDS, "torch.sigmoid(delta).log(), torch.sigmoid(-delta).log()"),
+        *undetached_here(
+            Trap(
+                "β multiplies the policy's log-probabilities only. It belongs around "
+                "the whole difference to the reference.",
+                (
+                    DELTA,
+                    "beta * (chosen - rejected) - (ref_chosen - ref_rejected).detach()",
+                ),
+            ),
+        ),
+        *equation_7(
+            Trap(
+                "The minus sign is missing: this is what should become large, and a "
+                "loss becomes small.",
+                ("return -(", "return ("),
+            ),
+            Trap(
+                "The logarithm is missing: σ(Δ) alone hardly pushes the pairs that are "
+                "most wrong.",
+                (SIGMOIDS, "torch.sigmoid(delta), torch.sigmoid(-delta)"),
+            ),
+            Trap(
+                "log(sigmoid(Δ)) is −∞ where Δ is far below 0: the sigmoid is 0 in "
+                "float32. F.logsigmoid computes both at once.",
+                (SIGMOIDS, "torch.sigmoid(delta).log(), torch.sigmoid(-delta).log()"),
+            ),
+            Trap(
+                "The pairs' losses are added up. Asked for is the mean, so that the "
+                "step does not depend on the batch.",
+                (".mean()", ".sum()"),
+            ),
+            Trap(
+                "The pairs are averaged before the sigmoid. Each pair has a loss of "
+                "its own; one clear pair must not hide another that is wrong.",
+                ("right, wrong =", "delta = delta.mean()\n    right, wrong ="),
+            ),
+        ),
+        *undetached_here(
+            Trap(
+                "Only the chosen answer counts here, and that is fine-tuning on it. "
+                "The rejected one is half of the comparison.",
+                (
+                    DELTA,
+                    "implicit_rewards(chosen, ref_chosen.detach(), beta)"
+                    " + 0 * rejected",
+                ),
+            ),
+        ),
+        *undetached(
+            Trap(
+                "label_smoothing is not used: with share ε of the labels believed "
+                "wrong, −ε log σ(−Δ) belongs to the loss, and 1 − ε to the rest.",
+                (SMOOTHED, "right"),
+            ),
         ),
         Trap(
             "A gradient flows into the reference. It is a constant: if it could move, "
@@ -628,38 +692,12 @@ DPO_LOSS = Exercise(
             ("ref_rejected.detach()", "ref_rejected"),
         ),
         Trap(
-            "The pairs' losses are added up. Asked for is the mean, so that the step "
-            "does not depend on the batch.",
-            (".mean()", ".sum()"),
-        ),
-        Trap(
-            "The pairs are averaged before the sigmoid. Each pair has a loss of its "
-            "own; one clear pair must not hide another that is wrong.",
-            ("right, wrong =", "delta = delta.mean()\n    right, wrong ="),
-        ),
-        Trap(
-            "label_smoothing is not used: with share ε of the labels believed wrong, "
-            "−ε log σ(−Δ) belongs to the loss, and 1 − ε to the rest.",
-            (
-                "((1 - label_smoothing) * right + label_smoothing * wrong)",
-                "right",
-            ),
-        ),
-        Trap(
             "ε is on the wrong one of the two: 1 − ε goes with the order as labelled, "
             "σ(Δ).",
             (
-                "((1 - label_smoothing) * right + label_smoothing * wrong)",
+                SMOOTHED,
                 "(label_smoothing * right + (1 - label_smoothing) * wrong)"
                 " if label_smoothing else -(-right)",
-            ),
-        ),
-        Trap(
-            "Only the chosen answer counts here, and that is fine-tuning on it. The "
-            "rejected one is half of the comparison.",
-            (
-                DELTA,
-                "implicit_rewards(chosen, ref_chosen.detach(), beta) + 0 * rejected",
             ),
         ),
     ),
@@ -868,6 +906,14 @@ def grpo_by_group(rewards, divide_by_std=True):
 
 
 STD = "(rewards.std(1, keepdim=True) + 1e-4)"
+READ = "    if not divide_by_std:\n        return centred\n"
+UNREAD: Slip = "divide_by_std is not read", ((READ, ""),)
+
+
+def unread(*traps: Trap) -> tuple[Trap, ...]:
+    """Each trap, and the same without the flag, torch.no_grad(), or both."""
+    return with_slips(traps, UNREAD, LEARNT)
+
 
 GRPO_ADVANTAGES = Exercise(
     id="15.6",
@@ -888,7 +934,7 @@ GRPO_ADVANTAGES = Exercise(
     cases=grpo_cases,
     oracle=grpo_oracle,
     traps=(
-        *learning(
+        *unread(
             Trap(
                 "Nothing keeps the division away from 0: equal rewards give 0/0. Add "
                 "1e-4 to the standard deviation.",
@@ -898,6 +944,11 @@ GRPO_ADVANTAGES = Exercise(
                 "The standard deviation divides by G − 1 here, PyTorch's default; this "
                 "one divides by G.",
                 (STD, "(rewards.std(1, keepdim=True, unbiased=False) + 1e-4)"),
+            ),
+            Trap(
+                "The standard deviation divides by G − 1 here, this one by G; and 1e-4 "
+                "is added to it, or equal rewards give 0/0.",
+                (STD, "rewards.std(1, keepdim=True, unbiased=False)"),
             ),
             Trap(
                 "That is the variance. Its root has the unit of a reward, and that is "
@@ -941,10 +992,12 @@ GRPO_ADVANTAGES = Exercise(
                     " / (rewards.shape[1] - 1)",
                 ),
             ),
+        ),
+        *learning(
             Trap(
                 "divide_by_std is not read: False leaves rewards − mean, as Dr. GRPO "
                 "has it.",
-                ("    if not divide_by_std:\n        return centred\n", ""),
+                (READ, ""),
             ),
             Trap(
                 "divide_by_std is the wrong way round: it is True unless said "
