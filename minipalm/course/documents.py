@@ -17,6 +17,7 @@ from minipalm.course.mutants import mutants
 MEASURED = ROOT / "data" / "results" / "lessons.json"  # see outputs.refresh
 WORDS_A_MINUTE = 150  # read with thought
 FIGURE_MINUTES = 2.0  # to predict, move, and talk about a figure
+GUIDE = ROOT / "docs" / "teaching"  # written by hand, a page a lesson
 
 BUILDS = {  # what the reader of the README wants to know of a lesson
     "00": "the whole pipeline once, with packaged parts; how checks speak",
@@ -43,12 +44,37 @@ class Lesson(NamedTuple):
     name: str  # 10_gae
     title: str  # GAE
     exercises: int
-    minutes: int  # of class: read, write, run, look
+    minutes: int  # of class: read, write, run, look; what its plan adds up to
+    estimate: float  # the same from its words, figures, exercises and computing
     cpu_seconds: float | None  # of the executed solution
 
 
 def cells_of(path: Path) -> list[Any]:
     return list(jupytext.read(path, fmt="py:percent").cells)
+
+
+class Part(NamedTuple):
+    """One part of a lesson's plan: `10 exercises 15.1 and 15.2`."""
+
+    minutes: int
+    exercises: tuple[str, ...]  # their ids
+
+
+def plan(name: str) -> list[Part]:
+    """The parts of a lesson in class, from the teacher's page."""
+    page = (GUIDE / f"{name}.md").read_text("utf-8")
+    found = re.search(r"\*\*Minutes\.\*\*(.*?)\n\n", page, re.DOTALL)
+    assert found, f"{name}: no minutes"
+    *parts, last = " ".join(found[1].split()).split(" · ")
+    parts.append(re.split(r"\.(?= |$)", last)[0])  # what follows is a remark
+    plan = []
+    for text in parts:
+        minutes, ids = int(text.split()[0]), re.findall(r"\d+\.\d+", text)
+        if match := re.search(r"(\d+)\.(\d+) to \d+\.(\d+)", text):
+            lesson, first, end = map(int, match.groups())
+            ids = [f"{lesson}.{n}" for n in range(first, end + 1)]
+        plan.append(Part(minutes, tuple(ids)))
+    return plan
 
 
 def lessons() -> list[Lesson]:
@@ -66,13 +92,14 @@ def lessons() -> list[Lesson]:
             for c in cells
             if c.cell_type == "code" and "import" not in c.source
         )
-        minutes = (
+        estimate = (
             words / WORDS_A_MINUTE
             + FIGURE_MINUTES * figures
             + sum(one.minutes for one in mine if not one.at_home)
             + (cpu or 0) / 60
         )
-        found.append(Lesson(path.stem, title, len(mine), round(minutes), cpu))
+        minutes = sum(part.minutes for part in plan(path.stem))
+        found.append(Lesson(path.stem, title, len(mine), minutes, estimate, cpu))
     return found
 
 
@@ -120,24 +147,26 @@ def checks_table() -> str:
     return "\n".join(lines)
 
 
+def counted(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def teaching() -> str:
     """docs/teaching.md: hand-written pages a lesson, and the traps of its exercises."""
-    parts = [(ROOT / "docs" / "teaching" / "guide.md").read_text("utf-8").strip()]
+    parts = [(GUIDE / "guide.md").read_text("utf-8").strip()]
     for one in lessons():
-        page = ROOT / "docs" / "teaching" / f"{one.name}.md"
-        if not page.exists():
-            continue
         parts.append(f"## {one.name[:2]} {one.title}")
         parts.append(
-            f"{one.minutes} minutes, {one.exercises} exercises. "
+            f"{one.minutes} minutes, {counted(one.exercises, 'exercise')}. "
             f"[Lesson](../notebooks/{one.name}.ipynb), "
             f"[solution](../solutions/{one.name}.ipynb)."
         )
-        parts.append(page.read_text("utf-8").strip())
+        parts.append((GUIDE / f"{one.name}.md").read_text("utf-8").strip())
         parts.append("**Misconceptions that the checks name.**")
         for exercise in of_lesson(one.name):
             parts.append(f"*{exercise.id} `{exercise.title}`*")
-            parts.append("\n".join(f"- {trap.sentence}" for trap in exercise.traps))
+            traps = [one for one in exercise.traps if not one.variant]
+            parts.append("\n".join(f"- {trap.sentence}" for trap in traps))
     return "\n\n".join(parts) + "\n"
 
 
