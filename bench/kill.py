@@ -59,6 +59,9 @@ def kill_in_ppo(out: Path, options: list[str]) -> None:
     _, alive = psutil.wait_procs(family, timeout=20)
     print(f"killed 1 of {len(kernels)}: exit {status} after {took:.1f} s")
     print(f"left alive: {len(alive)} of {len(family)} processes")
+    if shutil.which("nvidia-smi"):
+        asked = ["--query-gpu=memory.used", "--format=csv,noheader"]
+        subprocess.run(["nvidia-smi", *asked])
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

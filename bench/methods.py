@@ -20,12 +20,15 @@ from minipalm.train.stage import stage_summary
 
 RESULTS = ROOT / "data" / "results" / "full_methods.json"
 PAGE = ROOT / "docs" / "full_size.md"
+COSTS = ("updates", "answers", "seconds", "phases", "memory")
 BEGIN = "<!-- written by python -m bench.methods: begin -->"
 END = "<!-- written by python -m bench.methods: end -->"
 
 
 def kept(run: Path) -> dict[str, Any]:
-    """The numbers of a run, with its scale, machine and date.
+    """What a run's methods cost, with its scale, machine and date.
+
+    Not what they have learnt: a few updates are not worth a number.
 
     Raises:
         StageError: lesson 15 has not run to its end there.
@@ -38,7 +41,11 @@ def kept(run: Path) -> dict[str, Any]:
         "scale": scale,
         "gpu": progress.gpu,
         "ranks": progress.ranks,
-        "methods": json.loads(path.read_text("utf-8")),
+        "methods": {
+            method: {key: row[key] for key in COSTS}
+            for method, row in json.loads(path.read_text("utf-8")).items()
+            if row["updates"]
+        },
     }
 
 
@@ -48,8 +55,7 @@ def markdown(results: dict[str, Any]) -> str:
     def cell(value: float | None, digits: int) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
 
-    methods = {m: row for m, row in in_order(results["methods"]).items()}
-    trained = {m: row for m, row in methods.items() if row["updates"]}
+    trained = in_order(results["methods"])
     phases = [p for p in PHASES if any(p in row["phases"] for row in trained.values())]
     heads = ["answers", "seconds", *(PHASES[p][0] for p in phases), "GiB"]
     lines = [

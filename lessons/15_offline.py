@@ -64,11 +64,12 @@ from minipalm.train.stage import (
 
 # %% tags=["classroom"]
 import copy
+import shutil
 from dataclasses import replace
 
 from minipalm.config import OptimConfig, few_updates
 from minipalm.course.check import check, progress
-from minipalm.course.classroom import start_afresh
+from minipalm.course.classroom import borrow
 from minipalm.plot.interactive import interactive
 from minipalm.plot.methods import (
     against_ppo,
@@ -89,11 +90,12 @@ from minipalm.train.ppo import train_ppo
 os.chdir(ROOT)  # paths are from the repository's folder
 
 # %% tags=["classroom"]
-start_afresh(out, "15_offline", scale)
+borrow(out, ("06_palm", "07_sft", "08_reward_model"), scale)
 
 # %%
 preset = get_preset(scale)
-methods, at_once = preset.methods, preset.ppo.batch_size
+stage, methods = "15_offline", preset.methods
+at_once = preset.ppo.batch_size
 tokenizer = tokenizer_of(out)
 left = out, "07_sft", preset, tokenizer
 reference = place(load_policy(*left), preset.machine, trained=False)
@@ -130,13 +132,12 @@ def ask(policy: PaLM, rows: Tensor, seed: int) -> Log:
 
 
 # %%
-def run_of(name: str, method: object) -> Run:
+def run_of(name: str, **settings: object) -> Run:
     """The folder of a run, which remembers what the run was made from."""
     return Run(
-        f"{out}/15_offline/{name}",
+        f"{out}/{stage}/{name}",
         seed=seed,
-        method=asdict(method),
-        answers=methods.answers,
+        **settings,
         policy=asdict(reference.config),
         critic=asdict(reward_model.trunk.config),
         tokenizer=tokenizer.fingerprint,
@@ -150,17 +151,22 @@ def run_of(name: str, method: object) -> Run:
 
 # %% [markdown]
 # The log is a file. A small one will do in class, and a few updates of each
-# method: what they cost, you see after a few.
+# method: what they cost, you see after a few. They stand in a folder of their
+# own, and are made anew each time.
 
 # %% tags=["classroom"]
-methods = few_updates(preset.methods, 4)
+stage = "15_class"
+shutil.rmtree(Path(out, stage), ignore_errors=True)
+methods = few_updates(preset.methods, 8)
 methods = replace(methods, answers=2048, best_of=16)
 at_once = methods.answers
 
 # %%
 draw = torch.Generator().manual_seed(seed)
 rows = torch.randint(len(texts), (methods.answers // 2,), generator=draw)
-path = run_of("log", preset.ppo).folder / "log.jsonl"
+law = preset.ppo.temperature, preset.ppo.missing_eos_penalty
+made_from = {"answers": methods.answers, "law": list(law)}
+path = run_of("log", **made_from).folder / "log.jsonl"
 if not path.exists():
     write_log(path, ask(reference, rows.repeat_interleave(2), seed))
 
@@ -530,15 +536,17 @@ for n in (1, 4, 16, 64):
 #
 # | | policy | reference | reward model | critic |
 # |---|---|---|---|---|
-# | PPO | answers, learns | reads | reads | learns |
-# | offline PPO | learns | reads | once, for the log | learns |
-# | RLOO, GRPO | answers, learns | reads | reads | |
-# | DPO | learns | reads once | | |
 # | best of n | answers n times | | reads | |
+# | PPO | answers, learns | reads | reads | reads, learns |
+# | RLOO, GRPO | answers, learns | reads | reads | |
+# | offline PPO | reads, learns | reads | once, for the log | reads, learns |
+# | DPO | learns | reads once | | |
 #
-# **Predict.** Who spends the least time on an answer? What does leaving out
-# the critic save: time, memory, or both? Each method begins at the reference,
-# learns, is judged and kept.
+# To read is to go through an answer that is there, all tokens at once.
+#
+# **Predict.** Who spends the least time on an answer that it learns from? What
+# does leaving out the critic save: time, memory, or both? Each method begins
+# at the reference, learns, is judged and kept.
 
 
 # %%
@@ -563,25 +571,30 @@ costs: dict[str, dict] = {"sft": {"updates": 0, **judged(reference)}}
 
 # %%
 def compare(
-    name: str, config: object, size: int, train: Callable[[PaLM, Run], None]
+    name: str,
+    config: object,
+    size: int,
+    train: Callable[[PaLM, Run], None],
+    **read: str,
 ) -> None:
     """Train a policy, judge it, keep both, and make room for the next.
 
-    size: answers of an update.
+    size: answers of an update. read: what it learns from besides the prompts.
     """
-    run, stage = run_of(name, config), f"15_offline/{name}"
+    run = run_of(name, method=asdict(config), **read)
+    part = f"{stage}/{name}"
     if not (run.folder / "done.json").exists():
         policy = fine_tuned(load_policy(*left), preset.machine, reference)
-        begin = time.perf_counter()
+        resumed, begin = bool(run.checkpoints()), time.process_time()
         train(policy, run)
-        wall = time.perf_counter() - begin
+        wall = None if resumed else time.process_time() - begin
         told = {**cost(run.metrics(), size, wall), **judged(policy)}
         kept = {"policy": policy}
-        finish_stage(out, stage, kept, tokenizer, start="07_sft", **told)
+        finish_stage(out, part, kept, tokenizer, start="07_sft", **told)
         run.forget()
         del policy, kept
-    costs[name] = stage_summary(out, stage)
-    gc.collect()  # a compiled network refers to itself
+    costs[name] = stage_summary(out, part)
+    gc.collect()  # a network may refer to itself
 
 
 # %% [markdown]
@@ -631,8 +644,11 @@ def by_groups(policy: PaLM, run: Run, config: GroupConfig) -> None:
 
 
 # %%
-compare("offline", methods.offline, methods.offline.ppo.batch_size, by_log)
-compare("dpo", methods.dpo, 2 * methods.dpo.optim.batch_size, by_pairs)
+read = {"log": fingerprint(path)}
+size = methods.offline.ppo.batch_size
+compare("offline", methods.offline, size, by_log, **read)
+size = 2 * methods.dpo.optim.batch_size
+compare("dpo", methods.dpo, size, by_pairs, **read)
 for config in (methods.rloo, methods.grpo):
     train = partial(by_groups, config=config)
     compare(config.method, config, config.batch_size, train)
@@ -664,11 +680,15 @@ few_ppo = replace(preset.ppo, iterations=methods.rloo.iterations)
 compare("ppo", few_ppo, few_ppo.batch_size, by_ppo)
 
 # %%
-before = Path(out, "11_ppo", f"beta-{preset.ppo.kl_coefs[0]:g}")
-if "ppo" not in costs and (rows := read_metrics(before)):
-    means = {key: rows[-1].get(key) for key in ("score", "kl", "gold")}
-    told = {**cost(rows, preset.ppo.batch_size), **means}
-    costs["ppo"] = {**told, "proxy": means["score"]}
+# in batch, where stage 11 has run
+before = Path(out, "11_ppo")
+if "ppo" not in costs and (before / "done.json").exists():
+    name = f"beta-{preset.ppo.kl_coefs[0]:g}"
+    trained = load_policy(out, "11_ppo", preset, tokenizer, name)
+    by_ppo = place(trained, preset.machine, trained=False)
+    told = cost(read_metrics(before / name), preset.ppo.batch_size)
+    costs["ppo"] = {**told, **judged(by_ppo)}
+    del trained, by_ppo
 
 # %% [markdown]
 # Best of n learns nothing. It asks the reference n times, and pays the reward
@@ -705,20 +725,23 @@ costs["best_of_n"] = row
 
 # %%
 print(costs_table(costs))
-path = Path(out, "15_offline", "methods.json")
-write_text(path, json.dumps(costs, indent=1))
-finish_stage(out, "15_offline", {}, tokenizer, scale=scale, seed=seed)
+write_text(Path(out, stage, "methods.json"), json.dumps(costs, indent=1))
+finish_stage(out, stage, {}, tokenizer, scale=scale, seed=seed)
 costs_figure(costs)
 
 # %% [markdown]
-# DPO does nothing but learn. Offline PPO saves the sampling and keeps the
-# critic. RLOO and GRPO leave out the critic: it neither reads nor learns, and
-# its gradients and Adam's memory of it need no room. On a GPU each network's
-# part has a colour, and the table knows the memory.
+# One run of a few updates: a third more or less means nothing, and RLOO and
+# GRPO do the same work. DPO needs the reference once for each pair, and nobody
+# has to answer. Offline PPO saves the sampling and keeps the critic. RLOO and
+# GRPO leave it out: it neither reads nor learns, and its gradients and Adam's
+# memory of it need no room.
 #
+# The bars leave out how the log came about, and show one pass over it.
+
+# %% [markdown]
 # **Predict.** The same at full size: billions of weights in the policy, of
 # which only thin adapters learn, and a fifth as many in the critic, which all
-# learn. What takes longest now? Who needs the most memory?
+# learn. What takes longest? Who needs the most memory?
 
 # %% tags=["classroom"]
 full = json.loads(Path("data/results/full_methods.json").read_text("utf-8"))
@@ -728,11 +751,18 @@ for method, row in full["methods"].items():
 costs_figure(full["methods"])
 
 # %% [markdown]
-# The frozen policy and the reference are the same weights there, so they lie
-# in memory once. What a critic adds is its own weights, their gradients and
-# Adam's two numbers for each: all of it learns.
-#
-# What a method is worth does not show after a few updates. So:
+# Learning, in all of them: it goes through each answer forwards and back, and
+# in PPO through two networks. *Policy reads* is new: the sampler computes in
+# another order, which in 16 bits makes other numbers, so the policy is asked
+# again (lesson 16).
+
+# %% [markdown]
+# Policy and reference share their weights there, which lie in memory once.
+# What a critic adds is its own weights, their gradients and Adam's two numbers
+# for each, since all of it learns: PPO and offline PPO need the most. (DPO
+# could do with less: here the reward model stays, to judge it.) The networks
+# had random weights, so this says nothing about quality: [how it was
+# measured](../docs/full_size.md).
 
 # %% [markdown]
 # ## All of them
@@ -755,7 +785,8 @@ interactive(
 
 # %% [markdown]
 # The slider doubles n. On gold choosing passes GRPO and offline PPO; the
-# others stay above it, by no more than their bars. Best of n gets much for few
+# others stay above it, by no more than their bars. On the proxy, which does
+# the choosing, PPO and RLOO stay above it, too. Best of n gets much for few
 # nats, and pays again for every question that anybody ever asks; training pays
 # once.
 #
@@ -766,8 +797,9 @@ interactive(
 print(methods_table(results))
 
 # %% [markdown]
-# Mean ± standard deviation over seeds. The spread of a column is mostly that
-# of the *worlds*: some reward models are better than others, for every method.
+# Mean ± standard deviation over seeds; `cpu` is processor seconds of all that
+# a method takes, its log included. The spread of a column is mostly that of
+# the *worlds*: some reward models are better than others, for every method.
 # The last column compares within a seed, and gives a 95-percent interval.
 
 # %% tags=["classroom"]

@@ -57,6 +57,8 @@ def check_ranks(preset: Preset, ranks: int) -> None:
         "ppo.batch_size": preset.ppo.batch_size,
         "ppo.minibatch_size": preset.ppo.minibatch_size,
         "methods.dpo.optim.batch_size": preset.methods.dpo.optim.batch_size,
+        "methods.rloo.minibatch_size": preset.methods.rloo.minibatch_size,
+        "methods.grpo.minibatch_size": preset.methods.grpo.minibatch_size,
     }.items():
         if size % ranks:
             raise ValueError(

@@ -1,5 +1,7 @@
 """Matrix products that use the whole width of a processor."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -22,13 +24,15 @@ def linear(
     a convolution of width 1: each row of x is a pixel, its I numbers are the channels.
     So large float32 products, and their gradients, are up to twice as fast.
     """
-    rows = x.numel() // x.shape[-1]
+    rows = math.prod(x.shape[:-1])
     if not (
         WIDE
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and rows >= LEAST_ROWS
         and weight.numel() >= LEAST_WEIGHTS
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
     ):
         return F.linear(x, weight)
     pixels = x.reshape(rows, -1)

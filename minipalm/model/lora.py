@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minipalm.model.attention import fused_attention
 from minipalm.model.block import ParallelBlock, Rotations, split_heads
 from minipalm.model.cache import KVCache
+from minipalm.model.linear import linear
 from minipalm.model.palm import PaLM
 from minipalm.model.swiglu import swiglu
 
@@ -105,7 +106,7 @@ class AdaptedBlock(ParallelBlock):
             return super().forward(x, rope, mask, cache, layer, last)
         w_qkv, w_gate, w_up = self.w_in.weight.split(self.widths)
         h = self.norm(x)
-        qkv = F.linear(h, w_qkv) + self.lora_qkv(h)
+        qkv = linear(h, w_qkv) + self.lora_qkv(h)
         q, k, v = split_heads(qkv, self.config, rope)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
@@ -114,7 +115,7 @@ class AdaptedBlock(ParallelBlock):
             mask = None if mask is None else mask[:, -last:]
         heads = rearrange(fused_attention(q, k, v, mask), "B H T K -> B T (H K)")
         y = self.w_attention(heads) + self.lora_attention(heads)
-        hidden = swiglu(F.linear(h, w_gate), F.linear(h, w_up))
+        hidden = swiglu(linear(h, w_gate), linear(h, w_up))
         return x + (y + self.w_feedforward(hidden))
 
 

@@ -1,7 +1,7 @@
 """What a method asks of the machine: an update's seconds, by phase, and memory."""
 
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from minipalm.plot.methods import NAMES
@@ -33,7 +33,8 @@ def cost(
 ) -> dict[str, Any]:
     """What an update took, by the metrics of a training.
 
-    Medians, since in the first update a lot is made ready.
+    Medians, since in the first update a lot is made ready. A phase that most updates
+    lack, such as the reference's reading of all pairs at once, is shared out evenly.
 
     Args:
         rows: the lines of metrics.jsonl.
@@ -47,15 +48,18 @@ def cost(
     """
     told = [row["seconds"] for row in rows if "seconds" in row]
     keys = dict.fromkeys(key for row in rows for key in row if "seconds/" in key)
+    phases, once = {}, 0.0
+    for key in keys:
+        took = [row.get(key, 0.0) for row in rows]
+        if median(took) == 0:
+            once += fmean(took)
+        phases[key.removeprefix("seconds/")] = median(took) or fmean(took)
     seconds = wall / len(rows) if wall and rows else None
     return {
         "updates": len(rows),
         "answers": answers,
-        "seconds": median(told) if told else seconds,
-        "phases": {
-            key.removeprefix("seconds/"): median(row.get(key, 0.0) for row in rows)
-            for key in keys
-        },
+        "seconds": median(told) + once if told else seconds,
+        "phases": phases,
         "memory": max((row.get("memory", 0.0) for row in rows), default=0.0) or None,
     }
 
@@ -124,6 +128,8 @@ def costs_figure(costs: Costs) -> Figure:
     for phase, (name, color) in PHASES.items():
         if phase in shown:
             ax.barh(0, 0, color=color, label=name)
+    if shown:
+        ax.barh(0, 0, color=RULE, label="all else")
     ax.set_yticks(range(len(timed)), [NAMES[method] for method in timed])
     ax.set_ylim(len(timed) - 0.5, -0.5)
     ax.set(xlabel="milliseconds an answer", xlim=(0, None))
@@ -132,7 +138,7 @@ def costs_figure(costs: Costs) -> Figure:
         figure.legend(
             *ax.get_legend_handles_labels(),
             loc="outside lower center",
-            ncols=3,
+            ncols=4,
             frameon=False,
             fontsize=10,
             labelcolor=INK,

@@ -33,12 +33,20 @@ def pairs_of_log(log: Log) -> Pairs:
 
     Args:
         log: answers 2i and 2i + 1 are to one prompt. Equal scores make no pair.
+
+    Raises:
+        ValueError: there is no pair.
     """
     first, second = log.scores.view(-1, 2).unbind(1)
     won = torch.where(first > second, 0, 1)
     chosen = 2 * torch.arange(len(won)) + won
     rejected = 2 * torch.arange(len(won)) + 1 - won
     told = first != second
+    if not told.any():
+        raise ValueError(
+            f"the log's {len(log)} answers make no pair: to no prompt were two scored "
+            "differently. Log more answers, or look at the reward model"
+        )
     chosen, rejected = chosen[told], rejected[told]
     return Pairs(
         log.prompts[chosen],

@@ -90,7 +90,9 @@ def log_answers(
 
     What is noted as log b(y_t) is what an update would take for it: the sampler's own
     number, or, without `config.reuse_logprobs`, that of a training pass. So a policy
-    that reads its own answers again finds weights of 1.
+    that reads its own answers again finds weights of 1, if it lies on the machine as it
+    did: in bfloat16 a frozen network and one with float32 weights round differently,
+    which over a long answer adds up.
 
     Args:
         policy: b, writes the log.

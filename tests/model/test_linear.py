@@ -85,11 +85,27 @@ def test_views_of_larger_tensors(convolutions):
         (ROWS, 256, torch.float64),
         (ROWS, 256, torch.bfloat16),
         (0, 256, torch.float32),
+        (ROWS, 0, torch.float32),
     ],
 )
 def test_other_products_stay_what_they_are(rows, outputs, dtype, convolutions):
     x, weight = draw(rows, 256, dtype=dtype), draw(outputs, 256, seed=1, dtype=dtype)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert not convolutions
+
+
+def test_nothing_to_multiply(convolutions):
+    assert linear(torch.ones(ROWS, 0), torch.ones(3, 0)).eq(0).all()
+    assert not convolutions
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_where_onednn_is_switched_off_or_another_type_is_asked_for(convolutions):
+    x, weight = draw(ROWS, 256), draw(256, 256, seed=1)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
     assert not convolutions
 
 
