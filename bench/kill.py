@@ -52,6 +52,8 @@ def kill_in_ppo(out: Path, options: list[str]) -> None:
         time.sleep(0.02)
     family = psutil.Process(job.pid).children(recursive=True)
     kernels = [one for one in family if "--kernel" in one.cmdline()]
+    if not kernels:
+        sys.exit("found no process that computes: nothing was killed")
     begin = time.monotonic()
     kernels[-1].kill()
     status = job.wait()
@@ -80,6 +82,8 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 def compare(one: Path, other: Path) -> None:
     """How far two runs of PPO are apart: metrics, and the weights of the policy."""
     a, b = metrics(one), metrics(other)
+    if not a or len(a) != len(b):
+        sys.exit(f"expected as many iterations of both, got {len(a)} and {len(b)}")
     equal = sum(x == y for x, y in zip(a, b))
     print(f"iterations: {len(a)} and {len(b)}, equal in every metric: {equal}")
     same, far, largest = 0, 0.0, 0.0

@@ -66,7 +66,7 @@ trunk = place(load_trunk(*left), preset.machine)
 demos = read_demonstrations(demonstrations)
 demos = fitting(demos, tokenizer, preset.max_prompt, preset.max_response)
 for demo in demos[:3]:
-    print(demo.prompt, "→", demo.response)
+    print(f"the author: {demo.prompt} → {demo.response}")
 
 # %% [markdown]
 # **Predict.** What does the policy of lesson 06 say to these prompts? It has

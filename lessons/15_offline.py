@@ -168,7 +168,9 @@ law = preset.ppo.temperature, preset.ppo.missing_eos_penalty
 made_from = {"answers": methods.answers, "law": list(law)}
 path = run_of("log", **made_from).folder / "log.jsonl"
 if not path.exists():
-    write_log(path, ask(reference, rows.repeat_interleave(2), seed))
+    writer = fine_tuned(load_policy(*left), preset.machine, reference)
+    write_log(path, ask(writer, rows.repeat_interleave(2), seed))
+    del writer
 
 # %% tags=["classroom"]
 print(path.read_text("utf-8").splitlines()[0])
@@ -552,7 +554,7 @@ for n in (1, 4, 16, 64):
 # %%
 def judged(policy: PaLM) -> dict[str, float | None]:
     """What answers to random prompts are worth: everybody's to the same."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 2)  # not the log's
     n = preset.eval_samples
     rows = torch.randint(len(texts), (n,), generator=generator)
     told = answer(
@@ -587,6 +589,7 @@ def compare(
         policy = fine_tuned(load_policy(*left), preset.machine, reference)
         resumed, begin = bool(run.checkpoints()), time.process_time()
         train(policy, run)
+        gc.collect()  # a critic may refer to itself
         wall = None if resumed else time.process_time() - begin
         told = {**cost(run.metrics(), size, wall), **judged(policy)}
         kept = {"policy": policy}
@@ -594,7 +597,7 @@ def compare(
         run.forget()
         del policy, kept
     costs[name] = stage_summary(out, part)
-    gc.collect()  # a network may refer to itself
+    gc.collect()
 
 
 # %% [markdown]
@@ -732,7 +735,7 @@ costs_figure(costs)
 # %% [markdown]
 # One run of a few updates: a third more or less means nothing, and RLOO and
 # GRPO do the same work. DPO needs the reference once for each pair, and nobody
-# has to answer. Offline PPO saves the sampling and keeps the critic. RLOO and
+# has to answer. Offline PPO has had its answers and keeps the critic. RLOO and
 # GRPO leave it out: it neither reads nor learns, and its gradients and Adam's
 # memory of it need no room.
 #

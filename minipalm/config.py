@@ -204,8 +204,7 @@ def methods_like(ppo: PPOConfig) -> MethodsConfig:
     """All methods on PPO's budget of answers, with PPO's dials where they have such.
 
     DPO takes as many rows as PPO through a network at a time, and the log once. Offline
-    PPO learns at a third of the rate, about as at toy size: faster, it has left the log
-    after an update or two.
+    PPO learns at a third of the rate, about as at toy size: it can leave its log.
     """
     answers = ppo.iterations * ppo.batch_size
     pairs = max(ppo.minibatch_size // 2, 1)  # of a step: PPO's answers of a step

@@ -31,6 +31,7 @@ def linear(
         and x.dtype == weight.dtype == torch.float32
         and rows >= LEAST_ROWS
         and weight.numel() >= LEAST_WEIGHTS
+        and weight.shape[1:] == x.shape[-1:]  # else `F.linear` says what is wrong
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
     ):

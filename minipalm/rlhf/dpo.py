@@ -35,12 +35,17 @@ def pairs_of_log(log: Log) -> Pairs:
         log: answers 2i and 2i + 1 are to one prompt. Equal scores make no pair.
 
     Raises:
-        ValueError: there is no pair.
+        ValueError: there is no pair, or an answer without another one.
     """
+    if len(log) % 2:
+        raise ValueError(
+            f"expected two answers to each prompt, one after the other; the log has "
+            f"{len(log)} answers: leave out what has no other"
+        )
     first, second = log.scores.view(-1, 2).unbind(1)
     won = torch.where(first > second, 0, 1)
-    chosen = 2 * torch.arange(len(won)) + won
-    rejected = 2 * torch.arange(len(won)) + 1 - won
+    even = 2 * torch.arange(len(won), device=won.device)
+    chosen, rejected = even + won, even + 1 - won
     told = first != second
     if not told.any():
         raise ValueError(

@@ -105,6 +105,9 @@ def log_answers(
 
     Returns:
         answers of max_response columns.
+
+    Raises:
+        ValueError, InvariantError: see `minipalm.rlhf.rollout.collect`.
     """
     device, clock, parts = policy.embedding.weight.device, Clock(policy), []
     prompts, prompt_mask = prompts.to(device), prompt_mask.to(device)
@@ -138,17 +141,17 @@ def write_log(path: str | Path, log: Log) -> None:
     than those that the log-probabilities belong to. A float32 comes back bit by bit.
     Of several processes the first one writes it.
     """
-    log, lines = log.to("cpu"), []
-    for n in range(len(log)):
-        kept = log.mask[n]
-        line = {
-            "prompt": log.prompts[n][log.prompt_mask[n]].tolist(),
-            "response": log.responses[n][kept].tolist(),
-            "logprobs": log.logprobs[n][kept].tolist(),
-            "score": log.scores[n].item(),
-        }
-        lines.append(json.dumps(line) + "\n")
     if is_first():
+        log, lines = log.to("cpu"), []
+        for n in range(len(log)):
+            kept = log.mask[n]
+            line = {
+                "prompt": log.prompts[n][log.prompt_mask[n]].tolist(),
+                "response": log.responses[n][kept].tolist(),
+                "logprobs": log.logprobs[n][kept].tolist(),
+                "score": log.scores[n].item(),
+            }
+            lines.append(json.dumps(line) + "\n")
         write_text(path, "".join(lines))
     barrier()
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -21,6 +22,14 @@ def ppo(folder, loss, weight):
     tensors = {"a": torch.ones(2), "b": torch.tensor([weight, 3.0])}
     save_file(tensors, stage / "result" / "tensors.safetensors")
     return folder
+
+
+def test_runs_of_different_lengths_are_not_compared(tmp_path):
+    one, other = ppo(tmp_path / "one", 0.25, 2.0), ppo(tmp_path / "other", 0.25, 2.0)
+    path = other / kill.PPO / "beta-0.1" / "metrics.jsonl"
+    path.write_text(path.read_text("utf-8").splitlines()[0], "utf-8")
+    with pytest.raises(SystemExit, match="got 2 and 1"):
+        kill.compare(one, other)
 
 
 def test_equal_runs(tmp_path, capsys):

@@ -1,12 +1,12 @@
 """The comparison of methods: what is counted, kept and shown."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from minipalm.config import PRESETS, TOY, MethodsConfig, get_preset
+from minipalm.config import PRESETS, TOY, MethodsConfig, get_preset, methods_like
 from minipalm.course import methods
 from minipalm.course.methods import (
     ANSWERS,
@@ -50,6 +50,25 @@ def test_all_have_ppos_budget_at_every_scale(scale):
     optim = methods.dpo.optim
     assert optim.steps * optim.batch_size % (methods.answers // 2) == 0
     assert 2 * optim.micro_batch == ppo.micro_batch  # rows through a network at a time
+
+
+def test_all_take_ppos_dials():
+    """Every field that both have, whatever it is."""
+    numbers = {"clip": 0.3, "warmup": 0.1, "final_lr": 0.4, "grad_clip": 2.0}
+    more = {"missing_eos_penalty": 3.0, "temperature": 0.7, "adam_eps": 1e-3}
+    ppo = replace(PPO, **numbers, **more, micro_batch=6, reuse_logprobs=False)
+    found = methods_like(ppo)
+    ours = asdict(ppo)
+    for group in (asdict(found.rloo), asdict(found.grpo)):
+        shared = set(group) & set(ours)
+        assert len(shared) >= 13
+        assert {name: group[name] for name in shared} == {n: ours[n] for n in shared}
+        assert group["lr"] == ppo.policy_lr and group["kl_coef"] == ppo.kl_coefs[0]
+    optim = asdict(found.dpo.optim)
+    for name in ("warmup", "final_lr", "grad_clip"):
+        assert optim[name] == ours[name]
+    assert replace(found.offline.ppo, policy_lr=ppo.policy_lr) == ppo
+    assert found.offline.ppo.policy_lr == ppo.policy_lr / 3
 
 
 @pytest.mark.parametrize("scale", PRESETS)

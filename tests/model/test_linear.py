@@ -1,5 +1,7 @@
 """Products through convolutions, against float64, and where they are not used."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,6 +94,12 @@ def test_other_products_stay_what_they_are(rows, outputs, dtype, convolutions):
     x, weight = draw(rows, 256, dtype=dtype), draw(outputs, 256, seed=1, dtype=dtype)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
     assert not convolutions
+
+
+def test_shapes_that_do_not_fit_are_named_as_those_of_matrices():
+    plain = inspect.unwrap(linear)  # without the checks of shapes that tests run under
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        plain(draw(ROWS, 256), draw(320, 255))
 
 
 def test_nothing_to_multiply(convolutions):

@@ -485,6 +485,16 @@ def test_ranks_that_cannot_share_the_work_are_refused(scale, ranks, message):
     check_ranks(get_preset("full"), 8)
 
 
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_minibatches_of_other_methods_are_shared_too(method):
+    preset = get_preset("full")
+    config = replace(getattr(preset.methods, method), minibatch_size=6)
+    methods = replace(preset.methods, **{method: config})
+    message = f"methods.{method}.minibatch_size is 6, which 4 ranks"
+    with pytest.raises(ValueError, match=message):
+        check_ranks(replace(preset, methods=methods), 4)
+
+
 def test_a_wrong_word_is_said_in_one_line_before_anything_runs(pipeline, tmp_path):
     code, _, err = finish(pipeline("--gpus", 2))
     assert code == 2 and "--gpus 2: this machine has 0" in err

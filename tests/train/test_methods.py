@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minipalm.config import MachineConfig
+from minipalm.model.generate import generate
 from minipalm.model.place import place
 from minipalm.rlhf import rollout
 from minipalm.rlhf.critic import Critic
@@ -237,11 +238,31 @@ def test_a_fresh_log_is_not_stale_in_bfloat16():
 def test_a_log_drawn_in_parts_is_the_same_log():
     """By a decoder: each row has random numbers of its own."""
     logs = []
-    for size in (0, 9):
+    for size in (0, 4):
         policy = place(network(0), MachineConfig(decoder=True), trained=False)
         logs.append(a_log(policy, sample=Sampler(policy), batch_size=size))
     for one, other in zip(*(x.tokens for x in logs)):
         assert torch.equal(one, other)
+
+
+def test_a_log_is_as_wide_as_an_answer_can_be():
+    """Whatever its answers are: parts of it must fit together."""
+
+    def ends_at_once(*args, **options):
+        told = generate(*args, **options)
+        first = torch.zeros_like(told.mask).index_fill(1, torch.tensor([0]), True)
+        return replace(told, responses=torch.full_like(told.responses, EOS), mask=first)
+
+    log = a_log(sample=ends_at_once, batch_size=4)
+    assert log.mask.sum(1).tolist() == [1] * 9 and log.mask.shape == (9, 5)
+
+
+def test_an_answer_without_another_makes_no_pair():
+    with pytest.raises(ValueError, match="the log has 9 answers"):
+        pairs_of_log(a_log())
+    log = a_log()[torch.arange(8)]
+    with pytest.raises(ValueError, match="8 answers make no pair"):
+        pairs_of_log(replace(log, scores=torch.zeros(8)))
 
 
 def test_two_answers_make_a_pair_by_their_scores():

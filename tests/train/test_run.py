@@ -112,6 +112,15 @@ def test_metrics_of_a_run_without_a_checkpoint_begin_anew(tmp_path):
     assert run.metrics() == []
 
 
+def test_what_is_kept_elsewhere_can_be_forgotten(tmp_path):
+    run = Run(tmp_path)
+    run.log(1, loss=1.0)
+    save(run, 1)
+    run.forget()
+    assert names(tmp_path) == ["config.json", "metrics.jsonl"]
+    assert run.metrics() == [{"step": 1, "loss": 1.0}]
+
+
 def test_only_the_newest_checkpoint_is_kept(tmp_path):
     run = Run(tmp_path)
     for step in (1, 2, 10):
