@@ -735,11 +735,11 @@ costs_figure(costs)
 # %% [markdown]
 # One run of a few updates: a third more or less means nothing, and RLOO and
 # GRPO do the same work. DPO needs the reference once for each pair, and nobody
-# has to answer. Offline PPO has had its answers and keeps the critic. RLOO and
+# has to answer. Offline PPO has its answers and keeps the critic. RLOO and
 # GRPO leave it out: it neither reads nor learns, and its gradients and Adam's
 # memory of it need no room.
 #
-# The bars leave out how the log came about, and show one pass over it.
+# The bars leave out how the log came about; they show one pass over it.
 
 # %% [markdown]
 # **Predict.** The same at full size: billions of weights in the policy, of
