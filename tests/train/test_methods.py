@@ -7,7 +7,7 @@ import torch
 
 from minipalm.config import MachineConfig
 from minipalm.model.generate import generate
-from minipalm.model.place import place
+from minipalm.model.place import fine_tuned, place
 from minipalm.rlhf import rollout
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.dpo import pairs_of_log, reference_logprobs
@@ -233,6 +233,31 @@ def test_a_fresh_log_is_not_stale_in_bfloat16():
         _, seen[reuse] = replay(policy, policy, critic, log, **how)
     assert seen[False]["staleness"] == 0 and seen[False]["heaviest"] == 1
     assert seen[False]["ess"] == 1 and seen[True]["heaviest"] > 1
+
+
+def test_a_log_is_fresh_for_those_who_lie_as_its_writer_did():
+    """In bfloat16 a frozen network and one with float32 weights round differently."""
+    machine = MachineConfig(compute="bfloat16", decoder=True)
+    config = replace(OFFLINE.ppo, reuse_logprobs=False)
+    how = {"config": config, "kl_coef": 0.1, "weight_limit": 5.0}
+    reference = place(network(0), machine, trained=False)
+    learner = fine_tuned(network(0), machine, reference)
+    stale = []
+    for writer in (fine_tuned(network(0), machine, reference), reference):
+        log = log_answers(
+            writer,
+            share_of_fives,
+            *asked(),
+            config=config,
+            max_response=5,
+            eos_id=EOS,
+            generator=torch.Generator().manual_seed(5),
+            sample=Sampler(writer),
+        )
+        critic = Critic(network(1), "last")
+        _, seen = replay(learner, reference, critic, log, **how)
+        stale.append((seen["staleness"], seen["heaviest"]))
+    assert stale[0] == (0, 1) and stale[1][0] > 0
 
 
 def test_a_log_drawn_in_parts_is_the_same_log():
