@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from minipalm.course.apart import LIMITS, JudgingError, judge_submission
-from minipalm.course.exercise import exercises
+from minipalm.course.exercise import Exercise, Trap, exercises
 from minipalm.course.judge import Verdict
 from minipalm.course.submission import SubmissionError, read_submission
 from minipalm.data.files import write_text
@@ -164,23 +164,32 @@ def write_grades(grades: Iterable[Grade], path: Path) -> None:
 
 
 def write_misconceptions(grades: Iterable[Grade], path: Path) -> None:
-    """A row a mistake, most frequent first; those that no trap names in one row."""
+    """A row a mistake, most frequent first; those that no trap names in one row.
+
+    A mistake with a slip besides is that mistake.
+    """
+    by_id = {one.id: one for one in exercises().values()}
     who: Mapping[tuple[str, str], list[str]] = defaultdict(list)
     for one in grades:
         for id_, verdict in one.verdicts.items():
             if verdict.status == "not yet":
-                named = verdict.trap is not None
-                who[id_, verdict.message if named else "(no known mistake)"].append(
-                    one.file
-                )
-    by_id = {one.id: one.title for one in exercises().values()}
+                sentence = "(no known mistake)"
+                if verdict.trap is not None:
+                    sentence = main_trap(by_id[id_], verdict.trap).sentence
+                who[id_, sentence].append(one.file)
     ranked = sorted(who.items(), key=lambda item: (-len(item[1]), item[0]))
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["exercise", "name", "made by", "mistake", "files"])
         for (id_, sentence), files in ranked:
-            row = [id_, by_id[id_], len(files), sentence, " ".join(files)]
+            row = [id_, by_id[id_].title, len(files), sentence, " ".join(files)]
             rows.writerow(table_row(row))
+
+
+def main_trap(exercise: Exercise, number: int) -> Trap:
+    """The trap of that number, or the one that it is a variant of."""
+    before = reversed(exercise.traps[: number + 1])
+    return next(trap for trap in before if not trap.variant)
 
 
 def report(one: Grade) -> str:

@@ -327,6 +327,24 @@ def test_misconceptions_are_counted_most_frequent_first(graded):
     assert int(padding["made by"]) == 1
 
 
+def test_a_mistake_with_a_slip_besides_counts_as_that_mistake(tmp_path):
+    traps = GAE.traps
+    slips = [n for n, trap in enumerate(traps) if trap.variant]
+    plain = slips[0] - 1
+    assert traps[slips[0]].sentence.startswith(traps[plain].sentence)
+    grades = [
+        grade.Grade(file, LESSON, {GAE.id: Verdict("not yet", "as told", number)})
+        for file, number in (("a", plain), ("b", slips[0]), ("c", None))
+    ]
+    grade.write_misconceptions(grades, tmp_path / "all.csv")
+    with (tmp_path / "all.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["mistake"], row["files"]) for row in rows] == [
+        (traps[plain].sentence, "a b"),
+        ("(no known mistake)", "c"),
+    ]
+
+
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_a_folder_without_submissions_is_said(tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
