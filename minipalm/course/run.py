@@ -41,10 +41,11 @@ from minipalm.data.lines import input_files
 from minipalm.data.lock import lock
 from minipalm.spmd import known_parameters
 from minipalm.stopping import stop_on_signals
+from minipalm.train.progress import FURTHER
+from minipalm.train.progress import STAGES as TITLES
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
-STAGES = ("06_palm", "07_sft", "08_reward_model", "11_ppo", "12_evaluation")
-FURTHER = ("15_offline",)  # begins where those end; runs if it is asked for
+STAGES = tuple(stage for stage in TITLES if stage not in FURTHER)
 STOPPING = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP")

@@ -18,7 +18,7 @@ from minipalm.data.lock import is_held
 from minipalm.train.ceiling import Row, known_ceiling, operations
 
 MACHINE = "machine.json"  # in the run's folder: what it runs on
-STAGES = {
+STAGES = {  # in order, and what they are called
     "06_palm": "pretraining",
     "07_sft": "fine-tuning",
     "08_reward_model": "reward model",
@@ -26,7 +26,7 @@ STAGES = {
     "12_evaluation": "evaluation",
     "15_offline": "other methods",
 }
-FURTHER = ("15_offline",)  # not a part of every run
+FURTHER = ("15_offline",)  # begins where the others end; runs if it is asked for
 
 
 @dataclass(frozen=True)

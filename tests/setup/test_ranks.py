@@ -105,8 +105,9 @@ def test_metrics_of_every_step_are_those_of_one_process(runs, run):
         for out in runs
     )
     assert len(one) > 1
-    for lines in (one, two):  # both answers of a pair have gained nothing yet, so
-        lines[0].pop("accuracy", None)  # which is ahead is rounding, in DPO
+    if run == "15_offline/dpo":  # both answers of a pair have gained nothing yet, so
+        for lines in (one, two):  # which is ahead is rounding
+            lines[0].pop("accuracy")
     same(one, two)
 
 
