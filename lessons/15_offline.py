@@ -44,7 +44,7 @@ from minipalm.rlhf.answers import answer, answers_of, score_answers
 from minipalm.rlhf.critic import critic_from_reward_model
 from minipalm.rlhf.dpo import pairs_of_log
 from minipalm.rlhf.kl import k3
-from minipalm.rlhf.log import Log, log_answers, read_log, write_log
+from minipalm.rlhf.log import Log, log_answers, log_in_parts, read_log
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
 from minipalm.rlhf.sampling import Sampler
 from minipalm.train.dpo import train_dpo
@@ -164,12 +164,17 @@ at_once = methods.answers
 # %%
 draw = torch.Generator().manual_seed(seed)
 rows = torch.randint(len(texts), (methods.answers // 2,), generator=draw)
+rows = rows.repeat_interleave(2)  # two answers to each
 law = preset.ppo.temperature, preset.ppo.missing_eos_penalty
 made_from = {"answers": methods.answers, "law": list(law)}
 path = run_of("log", **made_from).folder / "log.jsonl"
 if not path.exists():
     writer = fine_tuned(load_policy(*left), preset.machine, reference)
-    write_log(path, ask(writer, rows.repeat_interleave(2), seed))
+
+    def one_part(numbers: range) -> Log:
+        return ask(writer, rows[list(numbers)], seed + numbers.start)
+
+    log_in_parts(path, len(rows), at_once, one_part)
     del writer
 
 # %% tags=["classroom"]

@@ -441,8 +441,7 @@ print(results["source"])
 plan_and_truth(results)
 
 # %%
-for line in comparison(results).splitlines():
-    print(line.strip("| ").replace(" | ", "  "))
+Markdown(comparison(results))
 
 # %% [markdown]
 # The last lines are PPO's iterations and the steps of decoding. One formula

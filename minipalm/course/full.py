@@ -12,7 +12,9 @@ stage's notebook on all of them, and when one of them fails, it stops the others
 
 import argparse
 import os
+import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from minipalm.config import Preset, get_preset
@@ -28,6 +30,7 @@ from minipalm.course.run import (
     signals_as_they_were,
 )
 from minipalm.data.lock import lock
+from minipalm.scale.disk import rooms
 from minipalm.stopping import stop_on_signals
 from minipalm.train.events import following
 from minipalm.train.progress import read_progress, write_machine
@@ -65,6 +68,29 @@ def check_ranks(preset: Preset, ranks: int) -> None:
                 f"{name} is {size}, which {ranks} ranks cannot share equally: take "
                 "another number of them, or another size in minipalm/config.py"
             )
+
+
+def check_disk(preset: Preset, out: Path, stages: Iterable[str]) -> None:
+    """Raises ValueError if checkpoints and results will not find room where out lies.
+
+    Said now and not after a day. What the run has there already counts as its own, and
+    complete stages need no more.
+    """
+    left = [stage for stage in stages if not (out / stage / "done.json").is_file()]
+    needs = [room for room in rooms(preset) if room.stage in left]
+    if not needs:
+        return
+    worst = max(needs, key=lambda room: room.fullest)
+    mine = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+    disk = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(disk).free
+    if worst.fullest > mine + free:
+        raise ValueError(
+            f"networks of this run fill {worst.fullest / 1e9:.4g} GB at the fullest "
+            f"moment, in {worst.stage}. {out} has {mine / 1e9:.4g} GB of them, and "
+            f"{free / 1e9:.4g} GB are free there: make room, or give --out on a "
+            "larger disk"
+        )
 
 
 def follow(args: argparse.Namespace, stages: list[str], nodes: Nodes) -> int:
@@ -121,10 +147,10 @@ def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
 def main(argv: list[str] | None = None) -> int:
     prog, args = parse(argv)
     try:  # whatever can be wrong is said before anything runs
-        get_preset(args.scale)
+        preset = get_preset(args.scale)
         gpus = find_gpus(args)
         nodes = find_nodes(args, len(gpus))
-        check_ranks(get_preset(args.scale), nodes.ranks * nodes.count)
+        check_ranks(preset, nodes.ranks * nodes.count)
         check_place(args.out, args.scale, args.seed)
         args.inputs = all_inputs(args)
         where = f"{nodes.count} × {nodes.ranks} on {gpus[0] if gpus else 'the CPU'}"
@@ -136,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
             stop_on_signals()
             if nodes.number:
                 return follow(args, list(args.inputs), nodes)
+            check_disk(preset, args.out, args.inputs)
             with lock(args.out) as held, following(args.out):
                 write_machine(args.out, nodes.ranks * nodes.count, *gpus[:1])
                 status = run_stages(args, args.inputs, held.fileno(), nodes)

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.tokenizer import Tokenizer
 from minipalm.model.palm import PaLM
-from minipalm.parallel import row_by_row
+from minipalm.parallel import is_first, row_by_row
 from minipalm.rlhf.sampling import Sampler
 
 Tokens = tuple[
@@ -92,18 +94,25 @@ def answer(
     device, sample = policy.embedding.weight.device, Sampler(policy)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     padded, prompt_mask = (x.to(device) for x in pad_left(ids, max_prompt))
-    sampled = [
-        sample(
-            policy,
-            padded[start : start + batch_size],
-            prompt_mask[start : start + batch_size],
-            max_new_tokens=max_response,
-            eos_id=tokenizer.eos_id,
-            generator=generator,
-            temperature=temperature,
-        )
-        for start in range(0, len(prompts), batch_size)
-    ]
-    responses = torch.cat([one.responses for one in sampled])
-    mask = torch.cat([one.mask for one in sampled])
+    sampled = []
+    with answer_bar(len(prompts), "answers") as bar:
+        for few, seen in zip(padded.split(batch_size), prompt_mask.split(batch_size)):
+            told = sample(
+                policy,
+                few,
+                seen,
+                max_new_tokens=max_response,
+                eos_id=tokenizer.eos_id,
+                generator=generator,
+                temperature=temperature,
+            )
+            sampled.append((told.responses, told.mask))
+            bar.update(len(few))
+    responses, mask = (torch.cat(column) for column in zip(*sampled))
     return answers_of((padded, prompt_mask, responses, mask), tokenizer)
+
+
+def answer_bar(number: int, name: str) -> tqdm:
+    """A bar that counts answers. It appears where they take more than a few seconds."""
+    hidden: dict[str, Any] = {} if is_first() else {"disable": True}
+    return tqdm(total=number, desc=name, unit="answer", delay=5, **hidden)

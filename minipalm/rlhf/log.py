@@ -23,8 +23,8 @@ from minipalm.data.datasets import DataError
 from minipalm.data.files import write_text
 from minipalm.model.generate import Sampled, generate
 from minipalm.model.palm import PaLM
-from minipalm.parallel import barrier, is_first
-from minipalm.rlhf.answers import Tokens
+from minipalm.parallel import barrier, check_same, is_first
+from minipalm.rlhf.answers import Tokens, answer_bar
 from minipalm.rlhf.rollout import Reward, final_scores, sample_answers
 
 FIELDS = ("prompt", "response", "logprobs", "score")
@@ -130,6 +130,37 @@ def log_answers(
 
 
 # --- the file -----------------------------------------------------------------------
+
+
+def log_in_parts(
+    path: Path, count: int, size: int, ask: Callable[[range], Log]
+) -> None:
+    """Write a log that takes long: if it is cut short, it goes on with the next part.
+
+    Parts stand beside the log, log.jsonl.part-000256 and so on, until all are there.
+    Several processes ask together, and the first one writes.
+
+    Args:
+        path: of the log, which is not there yet.
+        count: answers in all.
+        size: answers of a part.
+        ask: gives the answers with these numbers. What it draws must depend on them
+            only, and not on the parts before.
+    """
+    rows = [range(n, min(n + size, count)) for n in range(0, count, size)]
+    parts = {path.with_name(f"{path.name}.part-{one.start:06d}"): one for one in rows}
+    missing = [part for part in parts if not part.is_file()]
+    check_same(str(path), str(missing))  # all have looked before one of them writes
+    with answer_bar(count, path.name) as bar:
+        for part, one in parts.items():
+            if part in missing:
+                write_log(part, ask(one))
+            bar.update(len(one))
+    if is_first():
+        write_text(path, "".join(part.read_text("utf-8") for part in parts))
+        for part in parts:
+            part.unlink()
+    barrier()
 
 
 def write_log(path: str | Path, log: Log) -> None:

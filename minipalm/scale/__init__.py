@@ -9,6 +9,7 @@
 `iteration`   one iteration of PPO: memory and phases
 `stages`      each loop of the pipeline: memory, steps, seconds
 `plan`        all of them
+`disk`        bytes that a run keeps, and at most has, on the disk
 `report`      a plan in words; `python -m minipalm.scale` prints it
 `money`       operations, hours, dollars
 `rounding`    what bfloat16 does to small steps

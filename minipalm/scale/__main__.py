@@ -14,6 +14,7 @@ from minipalm.scale.plan import plan
 from minipalm.scale.report import (
     advice,
     budget,
+    disk_table,
     memory_table,
     phase_table,
     short,
@@ -87,6 +88,8 @@ def told(stages: list[Stage], preset: Preset, args: argparse.Namespace) -> str:
         *advice(stages, preset, gpu, args.gpus),
         "One iteration of PPO, answers of the greatest length:\n" + phase_table(ppo),
         "Its memory on one GPU at the worst moment:\n" + memory_table(ppo.memory),
+        "The run's folder, of all stages together (lesson 15 is optional):\n"
+        + disk_table(preset),
         f"{args.budget:,.0f} GPU-hours (${args.budget * gpu.price:,.0f}) buy\n"
         f"  {bought['pipelines']:.1f} times all of this, or\n"
         f"  {bought['after pretraining']:,.0f} times all but pretraining, or\n"

@@ -13,7 +13,7 @@ from minipalm.model.palm import count_parameters
 from minipalm.scale.gpu import GPUS
 from minipalm.scale.measured import PROTOTYPES, comparison, gpu_of, read_results
 from minipalm.scale.plan import plan
-from minipalm.scale.report import budget, phase_table, short, stage_table
+from minipalm.scale.report import budget, disk_table, phase_table, short, stage_table
 from minipalm.scale.stages import networks
 
 PAGE = Path(__file__).parents[2] / "docs" / "planner.md"
@@ -44,6 +44,16 @@ One iteration of PPO, all answers of the greatest length:
 ```
 {phases}
 ```
+
+The run's folder on the disk, of all stages together:
+
+```
+{disk}
+```
+
+A checkpoint has weights and AdamW's two moments. A new one is whole before the last one
+goes, so a loop that writes several has two for a moment. Lesson 15 runs if it is asked
+for. `./course full` refuses to begin where there is not so much room.
 
 ## {hours:,.0f} A100-hours
 
@@ -100,6 +110,7 @@ def page() -> str:
         source=gpu.source,
         stages=stage_table(stages, gpu, 8),
         phases=phase_table(ppo),
+        disk=disk_table(full),
         hours=HOURS,
         pipelines=bought["pipelines"],
         after=bought["after pretraining"],

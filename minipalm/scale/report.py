@@ -1,6 +1,7 @@
 """A plan in words: tables for the terminal, and what a budget of hours buys."""
 
 from minipalm.config import Preset
+from minipalm.scale.disk import rooms
 from minipalm.scale.gpu import GIB, GPU
 from minipalm.scale.memory import Parts, total
 from minipalm.scale.stages import RESERVE, Stage
@@ -76,6 +77,15 @@ def phase_table(stage: Stage) -> str:
     ]
     rows.append(["all", f"{stage.step_seconds:.2f}", ""])
     return table(["phase", "seconds", "share"], rows)
+
+
+def disk_table(preset: Preset) -> str:
+    """GB on the disk: at the fullest moment of each stage, and after it."""
+    rows = [
+        [room.stage, f"{room.fullest / 1e9:,.1f}", f"{room.left / 1e9:,.1f}"]
+        for room in rooms(preset)
+    ]
+    return table(["GB on the disk", "at most", "after it"], rows)
 
 
 def budget(stages: list[Stage], gpus: int, hours: float) -> dict[str, float]:

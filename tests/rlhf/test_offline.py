@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minipalm.data.datasets import DataError
-from minipalm.rlhf.log import Log, log_answers, read_log, write_log
+from minipalm.rlhf.log import Log, log_answers, log_in_parts, read_log, write_log
 from minipalm.rlhf.offline import (
     effective_sample_size,
     importance_weights,
@@ -81,6 +81,27 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path):
         assert torch.equal(getattr(back, name), getattr(log, name)), name
     for name, mask in (("prompts", log.prompt_mask), ("responses", log.mask)):
         assert torch.equal(getattr(back, name)[mask], getattr(log, name)[mask])
+
+
+def test_a_log_that_was_cut_short_goes_on_with_the_next_part(tmp_path):
+    path, whole, asked = tmp_path / "log.jsonl", a_log(), []
+
+    def ask(numbers):
+        asked.append((numbers.start, numbers.stop))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return whole[torch.tensor(numbers)]
+
+    with pytest.raises(KeyboardInterrupt):
+        log_in_parts(path, N, 3, ask)
+    assert not path.exists()
+    log_in_parts(path, N, 3, ask)
+    starts = list(range(0, N, 3))
+    assert [start for start, _ in asked] == [0, 3, *starts[1:]]  # the first stays
+    assert asked[-1] == (starts[-1], N) and N % 3
+    write_log(tmp_path / "at_once.jsonl", whole)
+    assert path.read_bytes() == (tmp_path / "at_once.jsonl").read_bytes()
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, "at_once.jsonl"}
 
 
 def test_a_line_is_what_the_docstring_shows(tmp_path):
