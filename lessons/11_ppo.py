@@ -340,7 +340,7 @@ for kl_coef in preset.ppo.kl_coefs:
         kl_coef=kl_coef,
         max_response=preset.max_response,
         eos_id=tokenizer.eos_id,
-        checkpoint_every=max(preset.checkpoint_every // 10, 1),
+        checkpoint_every=preset.ppo_checkpoint_every,
         measure=gold_metric,
     )
 

@@ -621,7 +621,7 @@ def by_log(policy: PaLM, run: Run) -> None:
         run,
         seed,
         kl_coef=methods.offline_kl_coef,
-        checkpoint_every=max(preset.checkpoint_every // 10, 1),
+        checkpoint_every=preset.ppo_checkpoint_every,
     )
 
 
@@ -647,7 +647,7 @@ def by_groups(policy: PaLM, run: Run, config: GroupConfig) -> None:
         seed,
         max_response=preset.max_response,
         eos_id=tokenizer.eos_id,
-        checkpoint_every=max(preset.checkpoint_every // 10, 1),
+        checkpoint_every=preset.ppo_checkpoint_every,
     )
 
 

@@ -290,7 +290,8 @@ class Preset:
     ppo: PPOConfig
     methods: MethodsConfig
     eval_samples: int  # answers a policy is judged by, per split of the prompts
-    checkpoint_every: int = 100  # steps; an iteration of PPO counts as ten
+    checkpoint_every: int = 100  # steps of training
+    ppo_checkpoint_every: int = 10  # iterations of PPO, and of what is compared with it
     machine: MachineConfig = MachineConfig()
 
     def __post_init__(self) -> None:
@@ -369,6 +370,7 @@ SMOKE = replace(
     methods=replace(methods_like(SMOKE_PPO), best_of=4),
     eval_samples=16,
     checkpoint_every=2,
+    ppo_checkpoint_every=1,
 )
 
 SMALL_PPO = PPOConfig(
@@ -438,6 +440,7 @@ FULL = Preset(
     ppo=FULL_PPO,
     methods=methods_like(FULL_PPO),
     eval_samples=512,
+    ppo_checkpoint_every=50,  # of 99 GB; ten would take nearly as long as the training
     machine=MachineConfig(
         device="auto", compute="bfloat16", compile=True, decoder=True
     ),
@@ -510,6 +513,7 @@ def shortened(preset: Preset, steps: int) -> Preset:
         methods=few_updates(preset.methods, steps),
         eval_samples=min(preset.eval_samples, 256),
         checkpoint_every=20,
+        ppo_checkpoint_every=2,
     )
 
 

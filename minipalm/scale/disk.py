@@ -4,6 +4,7 @@ Only networks are counted. Notebooks and metrics are small; a text that is token
 takes two bytes a token besides, about half of its file.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from minipalm.config import Preset
@@ -87,12 +88,12 @@ def loops_of(preset: Preset) -> dict[str, list[Loop]]:
     judge = count_parameters(trunk) + trunk.dim + 1  # reward model or critic
     tuned = checkpoint_bytes(policy, exact, adapters)
 
-    def loop(checkpoint: float, steps: int, result: float, each: int = 1) -> Loop:
-        every = max(preset.checkpoint_every // each, 1)
-        return Loop(checkpoint, -(-steps // every), result)
+    def loop(checkpoint: float, steps: int, result: float) -> Loop:
+        return Loop(checkpoint, math.ceil(steps / preset.checkpoint_every), result)
 
-    def ppo(iterations: int) -> Loop:
-        return loop(tuned + 12 * judge, iterations, 4 * trained, each=10)
+    def ppo(iterations: int, critic: int = judge) -> Loop:
+        saved = math.ceil(iterations / preset.ppo_checkpoint_every)
+        return Loop(tuned + 12 * critic, saved, 4 * trained)
 
     stored = BYTES[machine.weights]
     sizes = count_parameters(policy), count_parameters(trunk)
@@ -112,6 +113,6 @@ def loops_of(preset: Preset) -> dict[str, list[Loop]]:
         "15_offline": [
             ppo(methods.offline.ppo.iterations),
             loop(tuned, methods.dpo.optim.steps, 4 * trained),
-            *(loop(tuned, one.iterations, 4 * trained, each=10) for one in groups),
+            *(ppo(one.iterations, critic=0) for one in groups),
         ],
     }

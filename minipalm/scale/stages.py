@@ -195,7 +195,7 @@ def ppo_stage(preset: Preset, gpu: GPU, gpus: int, disk: float) -> Stage:
     small = preset.machine.lora_rank > 0
     kept = checkpoint_bytes(policy, preset, small)
     kept += checkpoint_bytes(trunk, preset, False)
-    number = math.ceil(10 * steps / preset.checkpoint_every)
+    number = math.ceil(steps / preset.ppo_checkpoint_every)
     return Stage(
         "11 PPO",
         ppo_memory(*args, gpus),

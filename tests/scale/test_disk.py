@@ -34,7 +34,12 @@ machine = config.MachineConfig(
     lora_rank=lora,
     decoder=bool(lora),
 )
-preset = replace(config.SMOKE, machine=machine, checkpoint_every=every)
+preset = replace(
+    config.SMOKE,
+    machine=machine,
+    checkpoint_every=every,
+    ppo_checkpoint_every=max(every // 10, 1),
+)
 config.PRESETS["smoke"] = preset
 write, seen = run.write_checkpoint, []
 
@@ -75,7 +80,8 @@ def test_stages_fill_the_disk_as_planned(lora, every, tmp_path):
         weights="bfloat16" if lora else "float32",
         lora_rank=lora,
     )
-    planned = rooms(replace(preset, machine=machine, checkpoint_every=every))
+    often = {"checkpoint_every": every, "ppo_checkpoint_every": max(every // 10, 1)}
+    planned = rooms(replace(preset, machine=machine, **often))
     for room in planned:  # states of random generators, 5 kB each, are not planned
         assert (room.fullest, room.left) == pytest.approx(found[room.stage], rel=0.02)
     assert planned[3].fullest > 1.2 * planned[3].left  # or nothing would be told
