@@ -71,7 +71,7 @@ def stored(
         if not index.get("done"):
             _write(folder, index, key, columns, rows_from, size)
         else:
-            _verify(folder, index, columns)
+            _verify(folder, index["parts"], columns)
     wait_for(lambda: _index_of(folder, key).get("done", False), folder)
     index = _index_of(folder, key)
     rows = sum(part["rows"] for part in index["parts"])
@@ -100,17 +100,19 @@ def _write(
     rows_from: Callable[[Place], Iterator[Rows]],
     size: int,
 ) -> None:
-    """All rows from the last safe point on."""
+    """All rows from the last safe point on, or from the first part that is damaged."""
     parts = index.get("parts", [])
-    if not _is_whole(folder, parts, columns):
-        parts = []
+    safe = _whole(folder, parts, columns)
+    if safe < len(parts):
+        print(f"{folder}: part {safe} is not what was written; going on from there")
+        parts = parts[:safe]
     folder.mkdir(parents=True, exist_ok=True)
     if not parts:
         (folder / INDEX).unlink(missing_ok=True)  # before what it speaks of changes
     start, read = START, 0
     if parts:
         start, read = tuple(parts[-1]["end"]), parts[-1]["bytes_read"]
-    safe = sum(part["rows"] for part in parts)
+    rows_there = sum(part["rows"] for part in parts)
     bar = tqdm(total=size, initial=read, desc=folder.name, unit="B", unit_scale=True)
     with ExitStack() as stack:
         stack.enter_context(bar)
@@ -118,7 +120,7 @@ def _write(
         for name, column in columns.items():
             file = _file(folder, name).open("r+b" if parts else "wb")
             files[name] = stack.enter_context(file)
-            file.truncate(safe * _row_bytes(column))  # rows after the last safe point
+            file.truncate(rows_there * _row_bytes(column))  # not what is unsafe
             file.seek(0, os.SEEK_END)
         part = _Part(files)
         for rows in rows_from(start):
@@ -177,33 +179,33 @@ def _keep(folder: Path, key: Mapping[str, Any], parts: list, done: bool) -> None
     write_text(folder / INDEX, json.dumps(content, indent=1))
 
 
-def _is_whole(folder: Path, parts: list[dict[str, Any]], columns: Columns) -> bool:
-    """Whether the files are at least as long as the index says."""
-    rows = sum(part["rows"] for part in parts)
-    return all(
-        _file(folder, name).is_file()
-        and _file(folder, name).stat().st_size >= rows * _row_bytes(column)
-        for name, column in columns.items()
-    )
-
-
-def _verify(folder: Path, index: dict[str, Any], columns: Columns) -> None:
-    """Raise DataError unless every part has the checksum it was written with."""
+def _whole(folder: Path, parts: list[dict[str, Any]], columns: Columns) -> int:
+    """How many of the first parts have the checksums they were written with."""
+    whole = len(parts)
     for name, column in columns.items():
-        path = _file(folder, name)
-        with path.open("rb") as file:
-            for n, part in enumerate(index["parts"]):
+        if not _file(folder, name).is_file():
+            return 0
+        with _file(folder, name).open("rb") as file:
+            for n, part in enumerate(parts[:whole]):
                 digest = hashlib.sha256()
                 left = part["rows"] * _row_bytes(column)
                 while left and (raw := file.read(min(left, 1 << 24))):
                     digest.update(raw)
                     left -= len(raw)
                 if digest.hexdigest() != part["sha256"][name]:
-                    raise DataError(
-                        f"{path}: part {n} of {len(index['parts'])} is not what was"
-                        f" written (its checksum differs); remove the folder {folder},"
-                        " and the next run makes it again"
-                    )
+                    whole = n
+                    break
+    return whole
+
+
+def _verify(folder: Path, parts: list[dict[str, Any]], columns: Columns) -> None:
+    """Raise DataError unless every part has the checksums it was written with."""
+    whole = _whole(folder, parts, columns)
+    if whole < len(parts):
+        raise DataError(
+            f"{folder}: part {whole} of {len(parts)} is not what was written (its"
+            " checksum differs); remove the folder, and the next run makes it again"
+        )
 
 
 def _report(folder: Path, rows: int, left_out: int) -> None:

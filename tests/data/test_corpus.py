@@ -327,11 +327,34 @@ def test_a_damaged_part_is_named(large, tmp_path):
     raw = bytearray(column.read_bytes())
     for at in (5, len(raw) - 3):
         column.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
-        with pytest.raises(DataError, match="ids.bin: part .* is not what was written"):
+        with pytest.raises(DataError, match="/s: part .* is not what was written"):
             make(path, tmp_path / "s")
     column.write_bytes(raw[:-2])
     with pytest.raises(DataError, match="remove the folder"):
         make(path, tmp_path / "s")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "removed"])
+def test_damage_before_the_last_safe_point_is_made_again(
+    large, tmp_path, damage, capsys
+):
+    path = first_lines("text.jsonl", 300, tmp_path)
+    wanted = make(path, tmp_path / "whole").clone()
+    make(path, tmp_path / "s")
+    index = json.loads((tmp_path / "s" / "index.json").read_text())
+    cut = index | {"done": False, "parts": index["parts"][:6]}
+    (tmp_path / "s" / "index.json").write_text(json.dumps(cut))
+    column = tmp_path / "s" / "ids.bin"
+    raw = bytearray(column.read_bytes())
+    at = 2 * index["parts"][0]["rows"] + 4  # in part 1
+    raw[at] ^= 1
+    column.write_bytes(raw[:at] if damage == "cut" else raw)
+    if damage == "removed":
+        column.unlink()
+    assert torch.equal(make(path, tmp_path / "s"), wanted)
+    assert json.loads((tmp_path / "s" / "index.json").read_text()) == index
+    part = 0 if damage == "removed" else 1
+    assert f"s: part {part} is not what was written" in capsys.readouterr().out
 
 
 def test_the_other_processes_wait_for_the_first(large, tmp_path, monkeypatch):
