@@ -134,7 +134,23 @@ def _save_parts(tensors: Tensors, folder: Path) -> None:
         writer = dcp.HuggingFaceStorageWriter(
             str(folder), fqn_to_index_mapping=files, save_distributed=True
         )
-        dcp.save(tensors, storage_writer=writer)
+        with _first_failure():
+            dcp.save(tensors, storage_writer=writer)
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """What went wrong on one process is raised on all, as what it was.
+
+    PyTorch raises a table of tracebacks, which is not even an Exception.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        _, (failure, _) = min(error.failures.items())
+        raise failure from None
 
 
 def _aside(folder: Path) -> Path:
@@ -247,7 +263,8 @@ def _load_parts(folder: Path, prefix: str, like: Mapping[str, Any]) -> Tensors:
                 if is_sharded(target) and target.shape == one.size:
                     wanted[name] = torch.empty_like(target, dtype=dtype)
         alone = not any(map(is_sharded, wanted.values()))
-        dcp.load(wanted, storage_reader=reader, no_dist=alone)
+        with _first_failure():
+            dcp.load(wanted, storage_reader=reader, no_dist=alone)
     return {name[len(prefix) + 1 :]: tensor for name, tensor in wanted.items()}
 
 

@@ -20,7 +20,7 @@ from tests.train.worlds import NET
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
 SCRIPT = Path(__file__).with_name("two_ranks.py")
-TIMES = ("seconds", "tokens_per_second", "memory", "sampler_")
+TIMES = ("seconds", "checkpoint_", "tokens_per_second", "memory", "sampler_")
 
 
 def torchrun(number, *arguments):
@@ -140,6 +140,20 @@ def test_a_sharded_checkpoint_that_is_not_whole_is_refused(told, ranks_folder):
         with pytest.raises(CheckpointError, match="damaged"):
             load_module(network, folder, "policy")
         files[0].write_bytes(whole)
+
+
+def test_what_one_process_cannot_write_or_read_is_one_sentence_on_all(
+    told, ranks_folder
+):
+    for name in ("one", "two"):
+        folder = ranks_folder / name / "failures"
+        written = told[name]["failures"]["written"]
+        assert written.startswith(f"{folder / 'a'}: could not be written (")
+        assert "File too large" in written and "make room" in written
+        assert len(written) - len(str(folder)) < 250 and "\n" not in written
+        assert told[name]["failures"]["kept"] == [1, ["a"]]
+    read = told["two"]["failures"]["read"]
+    assert "cannot be read (Input/output error). Delete" in read and "\n" not in read
 
 
 def test_a_weight_that_is_no_number_stops_all_processes(told):

@@ -7,12 +7,15 @@ FOLDER/told.json; that all processes have the same to tell is asserted here.
 
 import json
 import os
+import resource
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+import torch.distributed.checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worlds import (
@@ -35,6 +38,13 @@ from minipalm.model.generate import generate
 from minipalm.model.place import in_one_piece, own, place, whole
 from minipalm.parallel import barrier, check_same, is_first, ranks, row_by_row, summed
 from minipalm.rlhf.sampling import Sampler
+from minipalm.train.checkpoint import (
+    CheckpointError,
+    load_module,
+    module_tensors,
+    read_state,
+    write_checkpoint,
+)
 from minipalm.train.heldout import mean_loss
 from minipalm.train.language_model import next_token_loss
 from minipalm.train.run import Run, TrainingError, read_metrics
@@ -116,10 +126,37 @@ def passes(folder: Path) -> dict:
     return told
 
 
+def failures(folder: Path) -> dict:
+    """What all are told where the last process has no room to write, or cannot read."""
+    model = place(network(0), MachineConfig())
+    tensors = module_tensors({"m": model})
+    write_checkpoint(folder / "a", tensors, {"n": 1})
+    last, told = ranks().rank == ranks().world - 1, {}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if last:  # as on a disk with a quota
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        write_checkpoint(folder / "a", tensors, {"n": 2})
+    except CheckpointError as error:
+        told["written"] = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    barrier()  # the first process clears away what was begun
+    told["kept"] = read_state(folder / "a")["n"], os.listdir(folder)
+    reader = torch.distributed.checkpoint.HuggingFaceStorageReader
+    broken = OSError(5, "Input/output error") if last else None
+    with patch.object(reader, "read_data", side_effect=broken):
+        try:
+            load_module(model, folder / "a", "m")
+        except CheckpointError as error:
+            told["read"] = str(error)
+    return told
+
+
 def main(folder: Path, other: Path) -> None:
     torch.use_deterministic_algorithms(True)
     quiet()
     told = {"passes": passes(folder / "passes"), "whole": finish(folder / "whole")}
+    told["failures"] = failures(folder / "failures")
     begin(folder / "cut")
     if is_first():
         shutil.copytree(folder / "cut", folder / "left")  # for another number of us
