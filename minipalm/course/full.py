@@ -5,9 +5,10 @@
     ./course full --until 07_sft --out runs/mine --data my_data
     ./course full --until 15_offline             further than by default, see run.py
 
-The stages are those of `./course run`, and so is what is skipped, resumed and made
-again. Only the start differs: where there is more than one rank, torchrun runs each
-stage's notebook on all of them, and when one of them fails, it stops the others.
+The stages are those of `./course run`, and so is what is skipped and resumed. A stage
+that was made from something else is not made again unasked: it may be days of work.
+Where there is more than one rank, torchrun runs each stage's notebook on all of them,
+and when one of them fails, it stops the others.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from minipalm.config import Preset, get_preset
 from minipalm.course import ROOT
+from minipalm.course.made_from import refused, stale_stages
 from minipalm.course.nodes import Nodes, add_options, find_nodes
 from minipalm.course.run import (
     all_inputs,
@@ -70,13 +72,19 @@ def check_ranks(preset: Preset, ranks: int) -> None:
             )
 
 
-def check_disk(preset: Preset, out: Path, stages: Iterable[str]) -> None:
+def check_disk(
+    preset: Preset, out: Path, stages: Iterable[str], again: Iterable[str] = ()
+) -> None:
     """Raises ValueError if checkpoints and results will not find room where out lies.
 
     Said now and not after a day. What the run has there already counts as its own, and
-    complete stages need no more.
+    complete stages need no more, but for those that are made again.
     """
-    left = [stage for stage in stages if not (out / stage / "done.json").is_file()]
+    left = [
+        stage
+        for stage in stages
+        if stage in again or not (out / stage / "done.json").is_file()
+    ]
     needs = [room for room in rooms(preset) if room.stage in left]
     if not needs:
         return
@@ -136,6 +144,11 @@ def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
         "--preferences", type=Path, help="your own comparisons, instead of a labeller's"
     )
     parser.add_argument(
+        "--renew",
+        action="store_true",
+        help="remove stages that were made from other files, and make them again",
+    )
+    parser.add_argument(
         "--notebooks", type=Path, default=ROOT / "solutions", help="default: solutions"
     )
     add_options(parser)
@@ -162,8 +175,14 @@ def main(argv: list[str] | None = None) -> int:
             stop_on_signals()
             if nodes.number:
                 return follow(args, list(args.inputs), nodes)
-            check_disk(preset, args.out, args.inputs)
+            stale = stale_stages(args, args.inputs)
+            if stale and not args.renew:
+                raise refused(args.out, stale)
+            check_disk(preset, args.out, args.inputs, stale)
             with lock(args.out) as held, following(args.out):
+                for stage in stale:  # all now: whoever is stopped need not renew again
+                    print(f"{stage}: removed, to be made again", flush=True)
+                    shutil.rmtree(args.out / stage)
                 write_machine(args.out, nodes.ranks * nodes.count, *gpus[:1])
                 status = run_stages(args, args.inputs, held.fileno(), nodes)
                 if read_progress(args.out).current is None:

@@ -11,7 +11,6 @@ if their input files or an earlier stage have changed.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
@@ -29,6 +27,13 @@ from typing import Any, NamedTuple
 
 from minipalm.config import get_preset
 from minipalm.course import ROOT
+from minipalm.course.made_from import (
+    code_digest,
+    made_from,
+    prepare,
+    read_json,
+    shown,
+)
 from minipalm.course.nodes import Nodes
 from minipalm.data.datasets import (
     read_demonstrations,
@@ -36,7 +41,6 @@ from minipalm.data.datasets import (
     read_prompts,
     read_texts,
 )
-from minipalm.data.files import fingerprint
 from minipalm.data.lines import input_files
 from minipalm.data.lock import lock
 from minipalm.spmd import known_parameters
@@ -110,26 +114,9 @@ def find_inputs(
     return files
 
 
-def code_digest(notebook: Path, scale: str) -> str:
-    """A hash of what the notebook computes: its code and preset, not its prose."""
-    cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    code.append(repr(get_preset(scale)))
-    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()
-
-
 def is_small(scale: str) -> bool:
     """Whether a scale, such as toy or toy:3, is made for one thread of a CPU."""
     return scale.partition(":")[0] in SMALL
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one if the file is missing or broken."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def check_place(out: Path, scale: str, seed: int) -> None:
@@ -144,33 +131,6 @@ def check_place(out: Path, scale: str, seed: int) -> None:
                     f"{found[1]}, not {scale}, {seed}.\n"
                     "Give this run another --out, or remove that folder."
                 )
-
-
-def prepare(folder: Path, made_from: dict[str, Any], code: str) -> tuple[bool, str]:
-    """Whether the stage in folder is complete, and the name of its run.
-
-    A folder whose inputs have changed is emptied. The run's name stays when a stage is
-    resumed and changes when it is made again; the stages after it count it among what
-    they are made from. A changed notebook or preset empties nothing, but is said: a
-    mended figure shall not cost a week of training.
-    """
-    record = read_json(folder / "stage.json")
-    if any(record.get(key, value) != value for key, value in made_from.items()):
-        print(f"{folder.name}: what it was made from has changed; making it again")
-        shutil.rmtree(folder)
-        record = {}
-    complete = (folder / "done.json").is_file()
-    if complete and record.get("code", code) != code:
-        print(
-            f"{folder.name}: is of an older notebook or preset; to renew it, remove "
-            f"{folder}"
-        )
-    run = str(record.get("run") or uuid.uuid4().hex)
-    if not (complete and record):
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**made_from, "code": code, "run": run}, indent=1)
-        (folder / "stage.json").write_text(text + "\n", "utf-8")
-    return complete, run
 
 
 def execute(
@@ -248,32 +208,27 @@ def run_stage(
     wait_for_all: other machines wait for this stage, so even a complete one is begun.
     """
     stage, folder = notebook.stem, args.out / notebook.stem
-    made_from = {
-        "scale": args.scale,
-        "seed": args.seed,
-        "inputs": {name: fingerprint(path) for name, path in files.items()},
-        "after": dict(after),
-    }
-    complete, after[stage] = prepare(
-        folder, made_from, code_digest(notebook, args.scale)
-    )
+    done, output = folder / "done.json", folder / notebook.name
+    now, code = made_from(args, files, after), code_digest(notebook, args.scale)
+    complete, after[stage] = prepare(folder, now, files, code, args.renew)
+    spent = Spent(0, 0.0, 0.0)
     if complete:
-        print(f"{stage}: complete", flush=True)
-        if not wait_for_all:
-            return Spent(0, 0.0, 0.0)
+        cut_short = output.exists() and not (folder / TIMES).exists()
+        but = f", but its notebook did not end: see {shown(output)}" * cut_short
+        print(f"{stage}: complete{but}", flush=True)
     else:
         print(f"{stage}: into {shown(folder)}", flush=True)
-    output, values = folder / notebook.name, parameters(args, files)
-    done = folder / "done.json" if wait_for_all else None
-    spent = execute(notebook, output, values, keep_open, launcher, done)
-    if spent.status == 0 and not (folder / "done.json").is_file():
+    if wait_for_all or not complete:
+        values, unless = parameters(args, files), done if wait_for_all else None
+        spent = execute(notebook, output, values, keep_open, launcher, unless)
+    if spent.status == 0 and not done.is_file():
         print(f"{notebook.name} ran to its end without done.json", file=sys.stderr)
         spent = spent._replace(status=1)
     if spent.status == 0 and not complete:
         print(f"{stage}: {spent.wall:.1f} s, {spent.cpu:.1f} CPU-s", flush=True)
         (folder / TIMES).write_text(json.dumps(spent._asdict()) + "\n", "utf-8")
-        if not is_small(args.scale):
-            drop_checkpoints(folder)
+    if done.is_file() and not is_small(args.scale):
+        drop_checkpoints(folder)
     return spent
 
 
@@ -295,9 +250,13 @@ def run_stages(
             print(f"\nStopped in {stage}. To go on, {resume}", file=sys.stderr)
             return int(stop.code or 0)
         if spent.status:
-            print(
-                f"{stage} failed, as said above. Mend it and {resume}", file=sys.stderr
-            )
+            failed = f"failed, as said above. Mend it and {resume}"
+            if (args.out / stage / "done.json").is_file():
+                failed = (
+                    "failed after its result was written, as said above. The same "
+                    "command keeps the result and goes on with the next stage."
+                )
+            print(f"{stage} {failed}", file=sys.stderr)
             return spent.status
     if STAGES[-1] not in inputs:  # the report is about all of them
         return 0
@@ -333,12 +292,6 @@ def report(out: Path) -> None:
     print(f"\n{terminal_table(out)}\n\nreport: {write_report(out)}")
 
 
-def shown(path: Path) -> str:
-    """The path as a reader wants it: relative to the clone if it lies in there."""
-    path = path.resolve()
-    return path.relative_to(ROOT).as_posix() if ROOT in path.parents else str(path)
-
-
 @contextmanager
 def signals_as_they_were() -> Iterator[None]:
     """Afterwards signals do what they did before: a notebook's kernel lives on."""
@@ -367,6 +320,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--notebooks", type=Path, default=ROOT / "solutions", help="default: solutions"
     )
+    parser.set_defaults(renew=True)  # unasked: at these scales it takes minutes
     args = parser.parse_args(argv)
     args.out = args.out or ROOT / "runs" / args.scale
     try:  # whatever can be wrong is said before anything runs

@@ -164,6 +164,50 @@ def test_one_process_needs_no_torchrun_and_takes_over_what_two_began(pipeline):
     assert list(pipeline.folder.glob("half-*"))
 
 
+def test_stages_are_not_made_again_unasked(pipeline, tmp_path):
+    pipeline.stage("one")
+    pipeline.stage("two")
+    assert finish(pipeline())[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.json")}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "text.jsonl").write_text('{"text": "b"}\n')
+    code, out, err = finish(pipeline("--data", other))
+    assert code == 2 and "one:" not in out
+    mine = [re.escape(str(folder / "text.jsonl")) for folder in (tmp_path, other)]
+    hexes = r" \(fingerprint [0-9a-f]{12}\)"
+    for stage, more in (("one", ""), ("two", "; would follow another one")):
+        line = rf"  {stage}: text was {mine[0]}{hexes}, now {mine[1]}{hexes}{more}\n"
+        assert re.search(line, err), err
+    assert "Give the same again, or another --out. With --renew these" in err
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.json")} == before
+
+    assert finish(pipeline())[0] == 0  # the same files again
+    code, out, err = finish(pipeline("--data", other, "--renew"))
+    assert code == 0, err
+    assert "one: removed, to be made again" in out and "two: into" in out
+    assert finish(pipeline("--data", other))[0] == 0
+    assert (pipeline.folder / "ran").read_text() == "x"
+    shutil.rmtree(tmp_path / "out" / "one")
+    code, _, err = finish(pipeline("--data", other))
+    assert code == 2 and "  two: would follow another one\n" in err
+    assert (pipeline.folder / "ran").exists()
+
+
+def test_files_that_change_while_an_earlier_stage_runs_cost_nothing(pipeline, tmp_path):
+    """What was looked at before the first stage is looked at again."""
+    pipeline.stage("one")
+    pipeline.stage("two", "assert 0")
+    assert finish(pipeline())[0] == 1
+    (pipeline.folder / "half").touch()
+    (tmp_path / "out" / "one" / "done.json").unlink()
+    change = f"pathlib.Path({str(tmp_path / 'text.jsonl')!r}).write_text('{{}}')"
+    pipeline.stage("one", change)
+    code, _, err = finish(pipeline())
+    assert code == 2 and "  two: text was " in err and "one:" not in err
+    assert (pipeline.folder / "half").exists()
+
+
 # --- how it ends ----------------------------------------------------------------------
 
 

@@ -332,3 +332,34 @@ def test_large_checkpoints_go_when_their_stage_is_complete(
     assert code == 0, err
     folder = tmp_path / "out" / "one" / "policy"
     assert (folder / "step-000002").exists() == kept and (folder / "x").exists()
+
+
+@pytest.mark.parametrize(("scale", "kept"), [("toy", True), ("small", False)])
+def test_a_failure_after_the_result_is_said_and_the_run_goes_on(
+    pipeline, write_notebook, tmp_path, scale, kept
+):
+    left = "(folder / 'policy' / 'step-000002').mkdir(parents=True)"
+    stage = STAGE.replace("STAGE", "'one'")
+    write_notebook("one", stage, left, "assert 0, 'why'", parameters=PARAMETERS)
+    code, _, err = finish(pipeline("--scale", scale))
+    assert code == 1 and "AssertionError: why" in err
+    assert "one failed after its result was written, as said above" in err
+    assert "checkpoint" not in err
+    folder = tmp_path / "out" / "one"
+    assert (folder / "policy" / "step-000002").exists() == kept
+    code, out, err = finish(pipeline("--scale", scale))
+    assert code == 0, err
+    complete = f"one: complete, but its notebook did not end: see {folder}/one.ipynb\n"
+    assert complete in out and "two: into" in out
+    assert runs(tmp_path) == {"one": 1, "two": 1}
+    code, out, _ = finish(pipeline("--scale", scale))
+    assert complete in out and "two: complete\n" in out
+
+
+def test_checkpoints_of_a_stage_that_is_found_complete_go_too(pipeline, tmp_path):
+    """As after a kill between the result and their removal."""
+    assert finish(pipeline("--scale", "small"))[0] == 0
+    left = tmp_path / "out" / "one" / "policy" / "step-000002"
+    left.mkdir(parents=True)
+    assert finish(pipeline("--scale", "small"))[0] == 0
+    assert not left.exists() and left.parent.exists()
