@@ -65,9 +65,12 @@ def read_blocks(
         before += size_of(path)
     if not number_read and start == START:
         example = json.dumps(dict.fromkeys(fields, "..."))
+        wanted = f"a JSON object on each line, such as {example}", "line"
+        if is_parquet(files[0]):
+            wanted = f"rows with the columns {names(fields)}", "row"
         raise DataError(
-            f"{files[0]}: expected a JSON object on each line, such as {example},"
-            " got an empty file; put at least one line in it"
+            f"{files[0]}: expected {wanted[0]}, got an empty file; put at least one"
+            f" {wanted[1]} in it"
         )
 
 

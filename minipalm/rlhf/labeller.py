@@ -42,13 +42,7 @@ def labelled_pairs(
     Raises:
         DataError: a prompt is not one of TinyTales.
     """
-    for prompt in prompts:
-        if not is_tinytales_prompt(tokenizer.decode(tokenizer.encode(prompt.prompt))):
-            raise DataError(
-                f"{prompt.source}: field 'prompt': the labeller knows only TinyTales' "
-                f"prompts, got {prompt.prompt!r}; give comparisons of your own, by "
-                "`preferences` (./course run --preferences FILE)"
-            )
+    check_known(prompts, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(prompts), (number,), generator=generator)
     asked = [prompts[row].prompt for row in rows]
@@ -72,3 +66,14 @@ def labelled_pairs(
     golds = list(zip(*gold))
     labels = [label_pair(a, b, rng) for a, b in golds]
     return pairs_of(first, second, labels), golds
+
+
+def check_known(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> None:
+    """Raise DataError at the first prompt that is not one of TinyTales."""
+    for prompt in prompts:
+        if not is_tinytales_prompt(tokenizer.decode(tokenizer.encode(prompt.prompt))):
+            raise DataError(
+                f"{prompt.source}: field 'prompt': the labeller knows only TinyTales' "
+                f"prompts, got {prompt.prompt!r}; give comparisons of your own, by "
+                "`preferences` (./course run --preferences FILE)"
+            )

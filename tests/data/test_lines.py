@@ -125,7 +125,8 @@ def test_a_row_without_text_is_named(value, got, write):
 
 def test_an_empty_table_is_an_empty_file(write):
     path = write({"text": arrow.array([], arrow.string())})
-    assert "got an empty file" in message_of(read_texts, path)
+    wanted = "expected rows with the columns 'text', got an empty file; put at least"
+    assert wanted in message_of(read_texts, path)
 
 
 def test_what_is_no_parquet_or_broken_is_named(write, tmp_path):
