@@ -9,7 +9,7 @@ Read it along the lessons, or in this order:
     train     loops, AdamW, metrics, checkpoints
     evaluate  win rates with intervals, KL, the report
     report    the report of a run, also of one that goes on
-    spmd      runs a lesson as a batch job; stopping: on signals
+    spmd      runs a lesson as a batch job; stopping: on signals; ends: why it failed
     course    what ./course calls: builds the notebooks, runs the pipeline
 """
 

@@ -14,15 +14,33 @@ prints, rank k writes OUTPUT's name with .rank-k in it.
 import argparse
 import ast
 import json
+import logging
 import os
 import runpy
 import signal
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minipalm.stopping import Stopped, die_with_parent, stop_on_signals
+from minipalm.ends import (
+    LOST,
+    OWN,
+    STOPPED,
+    End,
+    forget_ends,
+    last_cell,
+    misses_another,
+    write_end,
+)
+from minipalm.stopping import (
+    Stopped,
+    die_with_parent,
+    ignore_signals,
+    stop_on_signals,
+)
 
 # Optional to Jupyter; compiles a grammar when imported, which takes 3 s of CPU time.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -89,8 +107,9 @@ def write_kernelspec(folder: Path) -> str:
     spec = folder / "kernels" / name / "kernel.json"
     spec.parent.mkdir(parents=True)
     launch = [sys.executable, "-Xfrozen_modules=off", "-m", "minipalm.spmd", KERNEL]
+    options = ["--HistoryManager.enabled=False", "-f", "{connection_file}"]
     text = {
-        "argv": [*launch, "-f", "{connection_file}"],
+        "argv": [*launch, *options],
         "display_name": name,
         "language": "python",
     }
@@ -107,10 +126,14 @@ def execute(
         # cannot meet.
         os.environ["JUPYTER_RUNTIME_DIR"] = private
         os.environ["JUPYTER_PATH"] = private
+        os.environ["IPYTHONDIR"] = private  # nor do the user's own start-up files run
         kernel = write_kernelspec(Path(private))
         import papermill
         import psutil  # type: ignore[import-untyped]  # ipykernel has it
         from traitlets.config import Config
+
+        log = logging.getLogger("papermill")
+        log.addFilter(lambda line: "Kernel died" not in line.getMessage())  # we say it
 
         config = Config()
         if os.name != "nt" and len(private) < 80:  # a socket's path has 107 bytes
@@ -142,18 +165,33 @@ def papermill_path(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def reason(error: BaseException) -> str:
-    """One line for an exception: the failing cell's own error where there is one."""
-    from papermill.exceptions import PapermillExecutionError
+def kernel_died(error: BaseException) -> bool:
+    """Whether papermill has seen that, or we when a signal stopped us."""
+    seen = [type(each).__name__ for each in (error, error.__context__)]
+    return "DeadKernelError" in seen or getattr(error, "kernel_died", False)
 
-    if isinstance(error, Stopped):
-        died = "the kernel had died; " if error.kernel_died else ""
-        return f"{died}stopped by {error.signal.name}"
-    if isinstance(error, PapermillExecutionError):
-        message = " ".join(str(error.evalue).split())
-        return f"cell [{error.exec_count}]: {error.ename}: {message}"
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1]}"
+
+def end_of(error: BaseException, output: Path, rank: int | None) -> End:
+    """How this process ended: the failing cell's own error where there is one.
+
+    A rank that is stopped may have failed before: torchrun then heard first of another
+    one, which had only missed this one.
+    """
+    where, raised = last_cell(output)
+    if raised:
+        name, message = raised[0], " ".join(raised[1].split())
+        kind, what = OWN, f"{where}{name}: {message}"
+        if rank is not None and misses_another(name, message):
+            said = message.partition(". ")[0]  # what follows is advice
+            kind, what = LOST, f"{where}another rank is gone ({name}: {said})"
+    elif kernel_died(error):
+        kind, what = OWN, f"{where}the kernel died"
+    elif isinstance(error, Stopped):
+        kind, what = STOPPED, f"{where}stopped by {error.signal.name}"
+    else:
+        lines = str(error).strip().splitlines() or [""]
+        kind, what = OWN, f"{type(error).__name__}: {lines[-1]}"
+    return End(rank, kind, what, time.time())
 
 
 def become_kernel() -> None:
@@ -203,6 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
 
+    several = "RANK" in os.environ
     rank = int(os.environ.get("RANK", 0))
     output = args.output.with_suffix(f".rank-{rank}.ipynb") if rank else args.output
     options: dict[str, Any] = {}
@@ -210,16 +249,22 @@ def main(argv: list[str] | None = None) -> int:
         options.update(skip_cells_with_tag=CLASSROOM)
     if rank == 0:
         options.update(stdout_file=sys.stdout, stderr_file=sys.stderr)
-    if args.with_parent or "RANK" in os.environ:
+    if args.with_parent or several:
         die_with_parent()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
+        if not several:  # of several ranks, who starts them does it
+            forget_ends(output.parent)
         execute(args.notebook, output, values, **options)
     except BaseException as error:
-        who = f"[rank {rank}] " if "RANK" in os.environ else ""
+        ignore_signals()
+        end = end_of(error, output, rank if several else None)
+        with suppress(OSError):  # a full disk may be what it is about
+            write_end(output, end)
+        who = f"[rank {rank}] " if several else ""
         kept = f" (partial notebook: {output})" if output.exists() else ""
-        print(f"\n{who}{reason(error)}{kept}", file=sys.stderr, flush=True)
+        print(f"\n{who}{end.what}{kept}", file=sys.stderr, flush=True)
         return int(error.code or 0) if isinstance(error, SystemExit) else 1
     return 0
 

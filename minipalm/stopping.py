@@ -8,6 +8,12 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name)
+]
+
 
 class Stopped(SystemExit):
     """A signal has asked this process to end.
@@ -32,19 +38,21 @@ def stop_on_signals() -> None:
     So the notebook is saved and the kernel ended on the way out. Kernels live in a
     session of their own: no signal of a terminal or a batch system reaches them.
     """
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP"):
-        signals.append(signal.SIGHUP)
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        for each in signals:  # once is enough: saving must not be cut short
-            # not SIG_IGN: Python laments a signal that was already on its way
-            signal.signal(each, lambda *_: None)
+        ignore_signals()  # once is enough: saving must not be cut short
         logging.disable()  # nor shall libraries, about a kernel that went away
         raise Stopped(number)
 
-    for each in signals:
+    for each in SIGNALS:
         signal.signal(each, stop)
+
+
+def ignore_signals() -> None:
+    """This process is about to end, and shall not be cut short."""
+    for each in SIGNALS:
+        # not SIG_IGN: Python laments a signal that was already on its way
+        signal.signal(each, lambda *_: None)
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> None:
