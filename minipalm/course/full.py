@@ -22,6 +22,7 @@ from minipalm.config import Preset, get_preset
 from minipalm.course import ROOT
 from minipalm.course.made_from import refused, stale_stages
 from minipalm.course.nodes import Nodes, add_options, find_nodes
+from minipalm.course.prepare import check_data, wait_for_data
 from minipalm.course.run import (
     all_inputs,
     check_place,
@@ -174,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
         with signals_as_they_were():
             stop_on_signals()
             if nodes.number:
+                wait_for_data(args)
                 return follow(args, list(args.inputs), nodes)
             stale = stale_stages(args, args.inputs)
             if stale and not args.renew:
@@ -184,7 +186,8 @@ def main(argv: list[str] | None = None) -> int:
                     print(f"{stage}: removed, to be made again", flush=True)
                     shutil.rmtree(args.out / stage)
                 write_machine(args.out, nodes.ranks * nodes.count, *gpus[:1])
-                status = run_stages(args, args.inputs, held.fileno(), nodes)
+                status = check_data(args, held.fileno(), nodes.several)
+                status = status or run_stages(args, args.inputs, held.fileno(), nodes)
                 if read_progress(args.out).current is None:
                     from minipalm.report import write_page  # matplotlib
 
