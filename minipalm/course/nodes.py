@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def ranks_here(gpus: str, cpus: int | None, found: int) -> int:
     1
     """
     if cpus is not None:
+        if gpus != "all":
+            raise ValueError(f"--gpus {gpus} and --cpus {cpus}: give one of the two")
         if cpus < 1:
             raise ValueError(f"--cpus must be 1 or more (got {cpus})")
         return cpus
@@ -119,5 +122,11 @@ def find_nodes(
     host, _, port = args.rdzv_endpoint.rpartition(":")
     if not port.isdigit():
         host, port = args.rdzv_endpoint, str(PORT)
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"--rdzv-endpoint {host}: this machine knows none of that name ({error})"
+        ) from None
     name = args.rdzv_id or f"minipalm-{env.get('SLURM_JOB_ID', '0')}"
     return Nodes(ranks, args.nnodes, number, host, int(port), name, more)

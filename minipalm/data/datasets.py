@@ -3,7 +3,8 @@
 Every record remembers where it came from ("data/text.jsonl:17"), so that whoever
 finds it wrong later can say which line to mend. Fields beyond those named here are
 ignored, blank lines and the byte-order mark that some editors write are skipped.
-A path may be a pattern, "corpus/*.parquet", or a list of them.
+A path may be a folder of files of one kind, a pattern, "corpus/*.parquet", or a list
+of them.
 """
 
 from collections.abc import Iterable, Sequence

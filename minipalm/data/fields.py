@@ -12,7 +12,7 @@ def text_of(value: object, source: str, field: str) -> str:
     where = f"{source}: field '{field}'"
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: expected a string, got {described(value)}; put it in quotes"
+            f"{where}: expected a string, got {described(value)}; {advice(value)}"
         )
     if not value.strip():
         raise DataError(
@@ -27,6 +27,15 @@ def text_of(value: object, source: str, field: str) -> str:
             " write the character itself instead of \\u escapes"
         ) from None
     return value
+
+
+def advice(value: object) -> str:
+    """How to mend a value that is no string."""
+    if value is None:
+        return "fill it in or remove the record"
+    if isinstance(value, list | dict):
+        return "write one string, or a record for each"
+    return "put it in quotes"
 
 
 def described(value: object) -> str:

@@ -15,7 +15,10 @@ from minipalm.data.parquet import Part, is_parquet, read_parquet
 
 BLOCK = 4 << 20  # bytes of JSON lines read at once
 
-Paths = str | Path | Sequence[str | Path]  # a file, a pattern with *, or several
+KINDS = (".jsonl", ".parquet")
+
+# a file, a folder of files of one kind, a pattern with *, or several of them
+Paths = str | Path | Sequence[str | Path]
 Place = tuple[int, int, int]  # file; byte (JSON lines) or row group; line or batch
 START: Place = (0, 0, 0)
 
@@ -32,10 +35,16 @@ class Block:
 def input_files(paths: Paths) -> list[Path]:
     """The files that are meant: a pattern stands for its matches, in order of name.
 
-    Raises DataError if a pattern has no match; a file that is missing stays in.
+    A folder stands for the JSON-lines or the Parquet files in it. A part may be empty,
+    as programs that write in parts leave them; only where all are, `read_blocks` minds.
+    Raises DataError if a pattern has no match, or a folder no such files, or of both
+    kinds; a file that is missing stays in.
     """
     files: list[Path] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
+        if Path(path).is_dir():
+            files += _in_folder(Path(path))
+            continue
         if not any(mark in str(path) for mark in "*?["):
             files.append(Path(path))
             continue
@@ -47,6 +56,21 @@ def input_files(paths: Paths) -> list[Path]:
             )
         files += found
     return files
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = [sorted(folder.glob(f"*{kind}")) for kind in KINDS]
+    if all(found):
+        raise DataError(
+            f"{folder}: expected files of one kind in this folder, got"
+            f" {found[0][0].name} and {found[1][0].name}; keep one kind"
+        )
+    if not any(found):
+        raise DataError(
+            f"{folder}: expected .jsonl or .parquet files in this folder, got none;"
+            " put them there"
+        )
+    return [*found[0], *found[1]]
 
 
 def read_blocks(

@@ -86,8 +86,23 @@ def test_a_missing_file_is_named(read, tmp_path):
     assert "python -m minipalm.data.make" in message
 
 
-def test_a_folder_is_no_file(tmp_path):
-    assert f"{tmp_path}: expected a JSON-lines file" in message_of(read_texts, tmp_path)
+def test_a_folder_stands_for_the_files_of_one_kind_in_it(tmp_path):
+    for name, line in (("2", "b"), ("1", "a"), ("empty", None)):
+        text = "" if line is None else json.dumps({"text": line}) + "\n"
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    (tmp_path / "README.md").write_text("mine")
+    assert [one.text for one in read_texts(tmp_path)] == ["a", "b"]
+    (tmp_path / "1.parquet").touch()
+    message = message_of(read_texts, tmp_path)
+    assert f"{tmp_path}: expected files of one kind" in message
+    assert "got 1.jsonl and 1.parquet; keep one kind" in message
+
+
+def test_a_folder_with_no_such_file_is_named(tmp_path):
+    (tmp_path / "text.txt").write_text("a")
+    message = message_of(read_texts, tmp_path)
+    assert f"{tmp_path}: expected .jsonl or .parquet files in this folder" in message
+    assert message.endswith("got none; put them there")
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -132,6 +147,22 @@ def test_a_line_that_is_no_object_is_named(line, got, write):
     message = message_of(read_demonstrations, path)
     assert f"{path}:1: expected a JSON object with 'prompt', 'response'" in message
     assert f"got {got}" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (None, "got null; fill it in or remove the record"),
+        (["a", "b"], "got a list ['a', 'b']; write one string, or a record for each"),
+        ({"a": 1}, "got an object {'a': 1}; write one string, or a record for each"),
+        (7, "got a number 7; put it in quotes"),
+        (True, "got a boolean True; put it in quotes"),
+    ],
+)
+def test_what_is_no_string_is_told_how_to_become_one(value, told, write):
+    path = write(json.dumps({"text": value}))
+    message = message_of(read_texts, path)
+    assert message == f"{path}:1: field 'text': expected a string, {told}"
 
 
 FIELDS = [

@@ -116,11 +116,17 @@ def test_a_column_of_another_type_is_named(column, write):
 
 
 @pytest.mark.parametrize(
-    ("value", "got"), [(None, "a string, got null"), (" ", "some text")]
+    ("value", "got"), [(None, "a string, got null; fill it in"), (" ", "some text")]
 )
 def test_a_row_without_text_is_named(value, got, write):
     path = write({"text": ["a", "b", "c", value]}, row_group_size=2)
     assert f"{path}:row 3: field 'text': expected {got}" in message_of(read_texts, path)
+
+
+def test_a_part_of_several_may_be_empty(write, tmp_path):
+    write({"text": arrow.array([], arrow.string())}, name="1.parquet")
+    write({"text": ["a"]}, name="2.parquet")
+    assert [one.text for one in read_texts(tmp_path)] == ["a"]
 
 
 def test_an_empty_table_is_an_empty_file(write):

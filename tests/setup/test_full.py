@@ -488,10 +488,10 @@ def test_a_rank_a_gpu(given, found, ranks):
 
 def test_slurm_says_which_machine_this_is():
     env = {"SLURM_NODEID": "1", "SLURM_JOB_ID": "77"}
-    nodes = find_nodes(options(nnodes=4, rdzv_endpoint="gpu1"), 8, env)
+    nodes = find_nodes(options(nnodes=4, rdzv_endpoint="localhost"), 8, env)
     assert (nodes.ranks, nodes.count, nodes.number) == (8, 4, 1)
     assert nodes.launcher(2)[-2:] == [
-        "--rdzv-endpoint=gpu1:29404",
+        "--rdzv-endpoint=localhost:29404",
         "--rdzv-id=minipalm-77-2",
     ]
 
@@ -501,10 +501,15 @@ def test_slurm_says_which_machine_this_is():
     [
         ({"gpus": "2"}, "--gpus 2: this machine has 1"),
         ({"gpus": "few"}, "--gpus must be all, or a number"),
+        ({"gpus": "2", "cpus": 2}, "--gpus 2 and --cpus 2: give one of the two"),
         ({"cpus": 0}, "--cpus must be 1 or more"),
         ({"nnodes": 2}, "--node-rank must be this machine's number, 0 to 1"),
         ({"nnodes": 2, "node_rank": 2}, "--node-rank must be this machine's number"),
         ({"nnodes": 2, "node_rank": 1}, "--rdzv-endpoint is missing"),
+        (
+            {"nnodes": 2, "node_rank": 1, "rdzv_endpoint": "none.invalid:1"},
+            "--rdzv-endpoint none.invalid: this machine knows none of that name",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(given, message):
