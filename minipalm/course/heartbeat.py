@@ -13,7 +13,7 @@ from datetime import timedelta
 
 SIGN = 1.0  # seconds between two signs of life
 LOST = 20.0  # seconds without one
-JOIN = timedelta(minutes=10)  # for the others to begin
+JOIN = timedelta(minutes=10)  # for the others to begin, and to give their first
 
 
 class Heartbeat:
@@ -49,8 +49,9 @@ class Heartbeat:
             wait_for_workers=False,
         )
         self.answered = time.monotonic()
-        self.asking.start()
         self.looking.start()
+        self._give_a_sign()  # before any rank begins, here or elsewhere
+        self.asking.start()
         return self
 
     def leave(self, reason: str = "") -> None:
@@ -74,16 +75,20 @@ class Heartbeat:
             if not self.over.is_set():
                 self._stop("machine 0 is lost")
 
+    def _give_a_sign(self) -> None:
+        self.store.add(f"signs/{self.number}", 1)
+
     def _exchange(self) -> None:
         """Give a sign of life; hear whether another ended. Machine 0 counts signs."""
-        self.store.add(f"signs/{self.number}", 1)
+        self._give_a_sign()
         if self.store.check(["ended"]):
             self._stop(self.store.get("ended").decode())
         for n in self.others if self.number == 0 else []:
             signs, (before, since) = self.store.add(f"signs/{n}", 0), self.seen[n]
-            if signs != before or not signs or self.store.check([f"left/{n}"]):
+            patience = LOST if signs else JOIN.total_seconds()
+            if signs != before or self.store.check([f"left/{n}"]):
                 self.seen[n] = signs, time.monotonic()
-            elif time.monotonic() - since > LOST:
+            elif time.monotonic() - since > patience:
                 self.store.set("ended", f"machine {n} is lost")
 
     def _say_goodbye(self) -> None:

@@ -361,21 +361,49 @@ def test_two_machines_meet_at_every_stage_and_resume(pipeline, machines):
         assert texts(path) == f"met {n}\n"
 
 
+def suspend(machine):
+    """Stop all processes of a machine: none ends, no connection closes.
+
+    Returns them. Parents come first, and we look again until there is no other: none
+    can be begun between looking and stopping, and go on beating.
+    """
+    lost = []
+    while new := {machine, *machine.children(recursive=True)} - {*lost}:
+        for process in sorted(new, key=psutil.Process.create_time):
+            process.suspend()
+            lost.append(process)
+    for _ in range(100):
+        if all(process.status() == psutil.STATUS_STOPPED for process in lost):
+            return lost
+        time.sleep(0.1)
+    raise AssertionError(states(lost))
+
+
+def states(processes):
+    """What each of them is, and whether it runs: for whoever reads a failure."""
+    return [(p.pid, p.status(), " ".join(p.cmdline())[:200]) for p in processes]
+
+
 @pytest.mark.parametrize("dark", [0, 1])
 def test_a_machine_that_goes_dark_ends_the_others(pipeline, machines, dark):
     pipeline.stage("two", stuck(DEAF))
     pair = machines()
     other, gone = pair[1 - dark], psutil.Process(pair[dark].pid)
     here = kernels(pipeline.folder)[1 - dark]
-    lost = [*gone.children(recursive=True), gone]
-    for process in lost:
-        process.suspend()  # no process ends, no connection closes
+    lost = suspend(gone)
+    assert sum("minipalm.course.supervise" in p.cmdline() for p in lost) == 1
     begin = time.monotonic()
     try:
         code, _, err = finish(other)
     finally:
+        print(*states(lost), "the others:", sep="\n")
+        if other.poll() is None:
+            living = psutil.Process(other.pid).children(recursive=True)
+            print(*states(living), sep="\n")
+        still = {process.status() for process in lost}
         for process in lost:
             process.kill()
+    assert still == {psutil.STATUS_STOPPED}
     assert code == 1 and time.monotonic() - begin < 45
     assert f"machine {dark} is lost; all ranks were stopped" in err
     assert all_gone([here])
