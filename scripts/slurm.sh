@@ -18,7 +18,7 @@ cd "$SLURM_SUBMIT_DIR"           # the clone, with .venv, on a disk that all mac
 # All machines meet at the first; Slurm tells each its own number.
 names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${names%%$'\n'*}
-port=$((20000 + SLURM_JOB_ID % 10000)) # and the nine ports above it
+port=$((20000 + SLURM_JOB_ID % 10000)) # and the eleven ports above it
 
 srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" -m minipalm.course.full \
     --nnodes "$SLURM_NNODES" --rdzv-endpoint "$first:$port" "$@"

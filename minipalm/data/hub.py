@@ -67,7 +67,7 @@ def our_rows(source: Source, records: Iterable[Record]) -> Iterator[Ours | None]
                 f"{source.path}, {source.split}, record {number}: expected the fields"
                 f" that its card names, got {short(list(record))}"
                 f" ({type(error).__name__}: {short(error)}); mend its function in"
-                " minipalm/data/hub.py"
+                " minipalm/data/hub_sets.py"
             ) from None
         if row and source.once:
             digest = hashlib.blake2b(json.dumps(row).encode(), digest_size=12).digest()

@@ -12,15 +12,17 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from minipalm.train.progress import Row, Training, parse_row, read_progress
 
 FILES = "events.out.tfevents.*"
 POLL = 5.0  # seconds
+ROOM = 1 << 16  # bytes that must be free to begin
 
 
 class Events:
@@ -33,10 +35,16 @@ class Events:
 
     def close(self) -> None:
         if self.writer:
-            self.writer.close()
+            with suppress(OSError):  # one that failed before, which was said
+                self.writer.close()
+        self.writer = None
 
     def update(self, training: Training) -> None:
-        """Add what has been logged since; begin anew if the run was set back."""
+        """Add what has been logged since; begin anew if the run was set back.
+
+        Raises:
+            OSError: a full disk, say. The next call begins anew.
+        """
         try:
             with (self.folder / "metrics.jsonl").open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -44,23 +52,30 @@ class Events:
                     self.begin(status.st_ino)
                 file.seek(self.offset)
                 text, end, _ = file.read().rpartition(b"\n")  # whole lines only
-        except OSError:
+        except FileNotFoundError:
             return
         self.offset += len(text + end)
         lines = text.decode("utf-8", "replace").splitlines()
         rows = [row for line in lines if (row := parse_row(line))]
-        for row, when in zip(rows, times(rows, status.st_mtime)):
-            step = int(row["step"])
-            for name, value in scalars(row, training).items():
-                self.writer.add_scalar(name, value, step, when)
-        if rows:
-            self.writer.flush()
+        try:
+            for row, when in zip(rows, times(rows, status.st_mtime)):
+                step = int(row["step"])
+                for name, value in scalars(row, training).items():
+                    self.writer.add_scalar(name, value, step, when)
+            if rows:
+                self.writer.flush()
+        except OSError:
+            self.inode = 0  # what the file holds now, nobody knows
+            raise
 
     def begin(self, inode: int) -> None:
         """A new event file in place of the old ones."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
+        with TemporaryFile(dir=self.folder) as file:
+            file.write(bytes(ROOM))  # SummaryWriter's thread is loud on a full disk
+            file.flush()
         for old in self.folder.glob(FILES):
             old.unlink(missing_ok=True)
         self.writer = SummaryWriter(str(self.folder))
@@ -90,16 +105,25 @@ def scalars(row: Row, training: Training) -> dict[str, float]:
 
 
 def follow(out: Path, over: threading.Event) -> None:
-    """Write events of all trainings in out until `over`, and then once more."""
+    """Write events of all trainings in out until `over`, and then once more.
+
+    Where that fails, it is said once, and tried again at every look.
+    """
     files: dict[str, Events] = {}
-    last = False
+    last = said = False
     while not last:
         last = over.wait(POLL)
         if not out.is_dir():
             continue
         for training in read_progress(out).trainings:
             events = files.setdefault(training.name, Events(out / training.name))
-            events.update(training)
+            try:
+                events.update(training)
+            except OSError as error:
+                if not said:
+                    where = f"TensorBoard's files in {out / training.name}"
+                    print(f"{where}: {error}; to be tried again", file=sys.stderr)
+                said = True
     for events in files.values():
         events.close()
 

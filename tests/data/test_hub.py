@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from minipalm.course import ROOT
 from minipalm.data import hub
 from minipalm.data.datasets import (
     DataError,
@@ -171,6 +172,14 @@ def test_other_fields_are_named(record, tmp_path):
     with pytest.raises(DataError, match="record 1: expected the fields that its card"):
         write_file(tmp_path / "a", source, [HH[0], record])
     assert not (tmp_path / "a").exists()
+
+
+def test_the_file_to_mend_has_the_functions(tmp_path):
+    source = SETS["hh-rlhf"]["preferences"]
+    with pytest.raises(DataError) as error:
+        write_file(tmp_path / "a", source, [{"other": 1}])
+    path = str(error.value).split()[-1]
+    assert f"def {source.ours.__name__}(" in (ROOT / path).read_text("utf-8")
 
 
 def test_the_command_writes_each_file_once(tmp_path, monkeypatch, capsys):

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 
 import pytest
 
 from minipalm.course import ROOT, run
+from minipalm.data.lock import is_held, lock, look
 
 # The real program with two stages of our own, and without the report.
 DRIVER = """
@@ -363,3 +365,32 @@ def test_checkpoints_of_a_stage_that_is_found_complete_go_too(pipeline, tmp_path
     left.mkdir(parents=True)
     assert finish(pipeline("--scale", "small"))[0] == 0
     assert not left.exists() and left.parent.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no lock that is shared")
+def test_who_only_looks_at_a_lock_is_in_nobody_s_way(tmp_path):
+    with lock(tmp_path):
+        pass
+    with (tmp_path / ".lock").open("r+") as file:
+        look(file)
+        assert not is_held(tmp_path)
+        threading.Timer(0.1, file.close).start()
+        with lock(tmp_path):  # waits for those who look
+            assert is_held(tmp_path)
+            with pytest.raises(RuntimeError, match="is being written by process"):
+                lock(tmp_path).__enter__()
+    over = threading.Event()
+
+    def watch():
+        while not over.is_set():
+            is_held(tmp_path)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for _ in range(200):
+            with lock(tmp_path):
+                pass
+    finally:
+        over.set()
+        watcher.join()

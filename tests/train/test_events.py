@@ -133,3 +133,55 @@ def test_tensorboard_reads_what_was_written_and_only_the_newest(run, monkeypatch
     read.Reload()
     assert [(e.step, e.value) for e in read.Scalars("loss")] == [(1, 3.0), (2, 1.5)]
     assert {"hours_left", "share_of_ceiling", "progress"} <= set(read.Tags()["scalars"])
+
+
+class FullDisk(Writer):
+    """Has no room for a while; then TensorBoard's writer fails for good."""
+
+    full = True
+    broken = False
+
+    def add_scalar(self, *given):
+        self.broken |= FullDisk.full
+        if self.broken:
+            raise OSError(28, "No space left on device")
+        super().add_scalar(*given)
+
+    def close(self):
+        if self.broken:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_said_once_and_events_go_on_when_there_is_room(
+    run, monkeypatch, capsys
+):
+    made = []
+
+    def begin(self, inode):
+        self.close()
+        self.writer, self.inode, self.offset = FullDisk(self.folder), inode, 0
+        made.append(self.writer)
+
+    class Looks(threading.Event):
+        """In place of the event that ends it: five looks, with room at the fourth."""
+
+        left = 5
+
+        def wait(self, timeout=None):
+            self.left -= 1
+            FullDisk.full = self.left > 1
+            return self.left == 0
+
+    monkeypatch.setattr(events.Events, "begin", begin)
+    write(run / "07_sft" / "policy", lines(ROWS))
+    events.follow(run, Looks())
+    said = capsys.readouterr().err
+    assert said.count("No space left on device") == said.count("\n") == 1
+    assert [step for name, step, *_ in made[-1].seen if name == "loss"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+    assert len(made) == 4
