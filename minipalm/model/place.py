@@ -179,6 +179,8 @@ def shard(model: nn.Module, machine: MachineConfig) -> None:
     for block in trunk.blocks:
         fully_shard(block, mesh=mesh, mp_policy=types)
     if head is not None:
+        head.register_forward_hook(no_view)
+        model.register_forward_hook(no_view)
         fully_shard(head, mesh=mesh, mp_policy=exact)
     # The root keeps nothing whole after use either: `parameters()` are always parts.
     fully_shard(model, mesh=mesh, mp_policy=types, reshard_after_forward=True)
@@ -189,6 +191,15 @@ def shard(model: nn.Module, machine: MachineConfig) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def no_view(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """What a head gives, in memory of its own.
+
+    FSDP gathers weights for the backward pass when a gradient comes to this tensor. In a
+    view that is written into it would miss that, so it warns of views.
+    """
+    return output.clone() if output._is_view() else output
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -155,6 +156,7 @@ def failures(folder: Path) -> dict:
 def main(folder: Path, other: Path) -> None:
     torch.use_deterministic_algorithms(True)
     quiet()
+    warnings.filterwarnings("error", message="FSDP2-wrapped")  # it names a danger
     told = {"passes": passes(folder / "passes"), "whole": finish(folder / "whole")}
     told["failures"] = failures(folder / "failures")
     begin(folder / "cut")
