@@ -196,8 +196,8 @@ def shard(model: nn.Module, machine: MachineConfig) -> None:
 def no_view(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     """What a head gives, in memory of its own.
 
-    FSDP gathers weights for the backward pass when a gradient comes to this tensor. If it
-    were a view and written into, FSDP would miss that; so it warns of views.
+    FSDP gathers weights for the backward pass when a gradient comes to this tensor.
+    Were it a view that is written into, FSDP would miss that; so it warns of views.
     """
     return output.clone() if output._is_view() else output
 
