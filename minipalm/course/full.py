@@ -20,6 +20,7 @@ from pathlib import Path
 
 from minipalm.config import Preset, get_preset
 from minipalm.course import ROOT
+from minipalm.course.adopt import adopt
 from minipalm.course.made_from import refused, stale_stages
 from minipalm.course.nodes import Nodes, add_options, find_nodes
 from minipalm.course.prepare import check_data, wait_for_data
@@ -145,6 +146,9 @@ def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
         "--preferences", type=Path, help="your own comparisons, instead of a labeller's"
     )
     parser.add_argument(
+        "--pretrained", type=Path, metavar="RUN", help="take its 06_palm, train none"
+    )
+    parser.add_argument(
         "--renew",
         action="store_true",
         help="remove stages that were made from other files, and make them again",
@@ -174,18 +178,21 @@ def main(argv: list[str] | None = None) -> int:
             os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
         with signals_as_they_were():
             stop_on_signals()
-            if nodes.number:
-                wait_for_data(args)
-                return follow(args, list(args.inputs), nodes)
             stale = stale_stages(args, args.inputs)
             if stale and not args.renew:
                 raise refused(args.out, stale)
-            check_disk(preset, args.out, args.inputs, stale)
+            if nodes.number:
+                wait_for_data(args)
+                return follow(args, list(args.inputs), nodes)
+            taken = {"06_palm"} if args.pretrained else set()
+            check_disk(preset, args.out, args.inputs.keys() - taken, stale)
             with lock(args.out) as held, following(args.out):
                 for stage in stale:  # all now: whoever is stopped need not renew again
                     print(f"{stage}: removed, to be made again", flush=True)
                     shutil.rmtree(args.out / stage)
                 write_machine(args.out, nodes.ranks * nodes.count, *gpus[:1])
+                if args.pretrained:
+                    adopt(args.pretrained, args.out, args.scale, args.seed)
                 status = check_data(args, held.fileno(), nodes.several)
                 status = status or run_stages(args, args.inputs, held.fileno(), nodes)
                 if read_progress(args.out).current is None:
