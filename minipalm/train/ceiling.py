@@ -43,9 +43,20 @@ def operations(preset: Preset, name: str) -> Callable[[Row], float] | None:
     return lambda row: row.get("tokens_per_second", 0.0) * row["seconds"] * each
 
 
+NAMES = {  # as the driver gives them, beside the card of `minipalm.scale.gpu`
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA A100-SXM4-80GB": "a100-80g",
+    "NVIDIA GeForce RTX 4090": "24g",
+    "NVIDIA GeForce RTX 3070": "8g",
+}
+
+
 def known_ceiling(gpu: str | None) -> float | None:
-    """Operations a second of a GPU, by the name that its driver gives."""
-    for key, card in GPUS.items():
-        if gpu and all(part in gpu.lower() for part in key.split("-")):
-            return card.flops
-    return None
+    """Operations a second of a GPU, by the name that its driver gives.
+
+    None for all others, also of the same family: on a board for PCIe, with another
+    cooler or cut into parts (MIG) a chip does less, and nobody here has looked how much.
+    """
+    card = GPUS.get(NAMES.get(gpu or "", ""))
+    return card.flops if card else None
