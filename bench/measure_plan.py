@@ -6,7 +6,8 @@
     python -m bench.measure_plan --tiny --out tiny.json     the same, on a processor
 
 A setting that fails is reported, and the others go on; none is begun when the time is
-over. A setting is a network, how it lies on the machine, and the rows of a step.
+over. A setting is a network, how it lies on the machine, and the rows of a step, or of
+each of its micro-batches.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from bench.full.measure import (
     network,
     now,
     peak,
+    reserved,
     tiny_sizes,
     token_rows,
 )
@@ -43,6 +45,7 @@ from minipalm.model.palm import PaLM
 from minipalm.model.place import fine_tuned, place
 from minipalm.parallel import is_first, ranks
 from minipalm.scale.measured import LENGTH, Setting
+from minipalm.scale.reserve import let_memory_grow
 from minipalm.train.language_model import next_token_loss
 from minipalm.train.optim import adamw, optimizer_step
 
@@ -65,6 +68,9 @@ ONE_GPU = (
     setting("all weights", 8, recompute=True),
     setting("critic", 8, network="trunk", depth=24),
     setting("all weights, bfloat16", 4, weights="bfloat16"),
+    setting("adapters", 4, lora_rank=16, parts=4),
+    setting("all weights", 4, recompute=True, parts=4),
+    setting("critic", 4, network="trunk", depth=24, parts=4),
 )
 TWO_GPUS = (
     setting("all weights", 4, gpus=2),
@@ -83,8 +89,8 @@ def placed(one: Setting, sizes: Sizes) -> PaLM:
     return fine_tuned(start, one.machine, reference)
 
 
-def steps_of(model: PaLM, ids: Tensor) -> tuple[list[float], float]:
-    """Seconds of each timed step, and GiB at the worst moment of them."""
+def steps_of(model: PaLM, ids: Tensor, parts: int) -> list[float]:
+    """Seconds of each timed step; `peak` and `reserved` are then of these steps."""
     optimizer = adamw(model)
     config = OptimConfig(steps=1000, batch_size=len(ids), lr=1e-6)
     taken = []
@@ -92,10 +98,11 @@ def steps_of(model: PaLM, ids: Tensor) -> tuple[list[float], float]:
         if step == WARM + 1:
             clear()
         start = now()
-        next_token_loss(model, ids).backward()
+        for _ in range(parts):
+            (next_token_loss(model, ids) / parts).backward()
         optimizer_step(model, optimizer, config, step)
         taken.append(now() - start)
-    return taken[WARM:], peak()
+    return taken[WARM:]
 
 
 def measured(one: Setting, sizes: Sizes) -> dict[str, Any]:
@@ -104,10 +111,10 @@ def measured(one: Setting, sizes: Sizes) -> dict[str, Any]:
     try:
         model = placed(one, sizes)
         clear()
-        taken, gib = steps_of(
-            model, token_rows(model.config, one.rows, sizes.window + 1)
-        )
-        found |= {"gib": gib, "seconds": statistics.median(taken)}
+        ids = token_rows(model.config, one.rows, sizes.window + 1)
+        taken = steps_of(model, ids, one.parts)
+        found |= {"gib": peak(), "reserved": reserved()}
+        found["seconds"] = statistics.median(taken)
         found["spread"] = (max(taken) - min(taken)) / found["seconds"]
         del model
     except Exception as error:
@@ -142,12 +149,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     sizes = tiny_sizes() if args.tiny else full_sizes()
     assert args.tiny or sizes.window == LENGTH
+    let_memory_grow()
     world = ranks().world
     rates = ceilings(sizes)
     result: dict[str, Any] = {
         "source": "minipalm's own code: bench/measure_plan.py",
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
+        "allocator": let_memory_grow(),
         "ceilings": {
             "flops": 1e12 * rates["sustained_tflops"],
             "bandwidth": 1e9 * rates["copy_gbs"],

@@ -20,6 +20,7 @@ from minipalm.plot.style import (
 )
 from minipalm.scale.gpu import GIB, GPU
 from minipalm.scale.measured import gpu_of, settings_of
+from minipalm.scale.reserve import coming_and_going, verdict, waste
 from minipalm.scale.stages import Stage
 
 Flops = Callable[..., float]  # `training_flops`
@@ -77,7 +78,7 @@ def attention_curve(
 
 
 def memory_bars(
-    ways: Mapping[str, Mapping[str, float]], gpu: GPU, title: str = ""
+    ways: Mapping[str, dict[str, float]], gpu: GPU, title: str = "", gpus: int = 1
 ) -> Figure:
     """What lies in memory at the worst moment of a step, part by part.
 
@@ -85,12 +86,17 @@ def memory_bars(
         ways: name -> bytes of each part, see `training_peak`.
         gpu: whose memory is the dashed line.
         title: what is the same for all ways.
+        gpus: that share it; with more PyTorch may hold more besides.
     """
     totals = {name: sum(parts.values()) / GIB for name, parts in ways.items()}
-    fit = [name for name, all_of_it in totals.items() if all_of_it < gpu.memory / GIB]
+    fits: dict[str, list[str]] = {"yes": [], "tight": [], "NO": []}
+    for name, parts in ways.items():
+        held = waste(gpus, alternates=False) * coming_and_going({name: parts})
+        fits[verdict(GIB * totals[name], held, gpu.memory)].append(name)
+    tight = f"; tight: {' and '.join(fits['tight'])}" if fits["tight"] else ""
     figure, [ax] = new_figure(
         f"{title}: what fits into {gpu.memory / GIB:.0f} GiB is "
-        f"{' and '.join(fit) if fit else 'nothing'}",
+        f"{' and '.join(fits['yes']) or 'nothing'}{tight}",
         height=3.4,
     )
     seen = [n for n in PARTS if any(p.get(n, 0) > GIB / 4 for p in ways.values())]
@@ -242,8 +248,10 @@ def bill(stages: Sequence[Stage], gpu: GPU, gpus: int) -> Figure:
     hours = [one.hours * gpus for one in stages]
     everything = sum(hours)
     before = gpus * sum(one.hours for one in stages if one.pretrains)
-    misfits = [one.name for one in stages if not one.fits(gpu)]
-    does = f"; too large: {', '.join(misfits)}" if misfits else ""
+    does = ""
+    for answer, says in (("NO", "too large"), ("tight", "tight")):
+        names = [one.name for one in stages if one.fits(gpu) == answer]
+        does += f"; {says}: {', '.join(names)}" if names else ""
     figure, axes = new_figure(
         f"{gpus} × {gpu.name}: {everything:,.0f} GPU-hours, "
         f"{percent(1 - before / everything)} of them after pretraining{does}",

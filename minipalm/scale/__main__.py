@@ -16,11 +16,13 @@ from minipalm.scale.report import (
     budget,
     disk_table,
     memory_table,
+    network_table,
     phase_table,
     short,
     stage_table,
 )
-from minipalm.scale.stages import DISK, RESERVE, START, Stage
+from minipalm.scale.reserve import GROWING, NAMES, OUTSIDE
+from minipalm.scale.stages import DISK, START, Stage
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -82,12 +84,15 @@ def told(stages: list[Stage], preset: Preset, args: argparse.Namespace) -> str:
         f"{gpu.link / 1e9:.0f} GB/s between two\n"
         f"({gpu.source})\n"
         f"${gpu.price:.2f} a GPU-hour ({whose}); {START:.0f} s to start a stage, "
-        f"checkpoints at {args.disk:g} GB/s, {RESERVE / GIB:.1f} GiB kept free "
-        "(assumed)",
+        f"checkpoints at {args.disk:g} GB/s, {OUTSIDE / GIB:.1f} GiB for what is not "
+        "PyTorch's (assumed)",
         stage_table(stages, gpu, args.gpus),
+        "Of each network, at the stage's worst moment. PyTorch may hold more than is "
+        f"allocated\n(held; under {NAMES[0]}={GROWING}). Fits is tight where\n"
+        "it does only if less is held than was measured:\n" + network_table(stages),
         *advice(stages, preset, gpu, args.gpus),
         "One iteration of PPO, answers of the greatest length:\n" + phase_table(ppo),
-        "Its memory on one GPU at the worst moment:\n" + memory_table(ppo.memory),
+        "Its memory, part by part:\n" + memory_table(ppo.memory),
         "The run's folder, of all stages together (lesson 15 is optional):\n"
         + disk_table(preset),
         f"{args.budget:,.0f} GPU-hours (${args.budget * gpu.price:,.0f}) buy\n"
@@ -111,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(told(stages, preset, args))
-    return 0 if all(one.fits(gpu) for one in stages) else 1
+    return int(any(one.fits(gpu) == "NO" for one in stages))
 
 
 if __name__ == "__main__":

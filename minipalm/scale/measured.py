@@ -18,7 +18,8 @@ from minipalm.data.files import write_text
 from minipalm.scale.decoding import decode_seconds
 from minipalm.scale.gpu import GIB, GPU, H200
 from minipalm.scale.iteration import ppo_memory, ppo_seconds
-from minipalm.scale.memory import LOGIT_BYTES, total, training_peak
+from minipalm.scale.memory import LOGIT_BYTES, Parts, total, training_peak
+from minipalm.scale.reserve import coming_and_going
 from minipalm.scale.seconds import training_seconds
 from minipalm.scale.stages import networks
 
@@ -35,14 +36,16 @@ class Setting:
         name: what is trained.
         network: "policy" or "trunk" (of reward model and critic).
         depth: blocks; fewer than the preset's to try something out.
-        rows: of 2,048 tokens in a step, on each GPU.
+        rows: of 2,048 tokens in a micro-batch, on each GPU.
         gpus: that share the network.
         weights, lora_rank, recompute, compile: see MachineConfig.
-        gib: measured peak of memory on one GPU, 2³⁰ bytes.
+        gib: measured peak of what is allocated on one GPU, 2³⁰ bytes.
         seconds: measured time of an optimizer step, median.
         fitted: whether the planner's constants were set by it.
         logit_bytes: see training_peak.
         spread: of the timed steps, (slowest − fastest) / median.
+        reserved: GiB that PyTorch had taken for it; 0 where nobody has looked.
+        parts: micro-batches of a step.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Setting:
     fitted: bool = False
     logit_bytes: int = LOGIT_BYTES
     spread: float = 0.0
+    reserved: float = 0.0
+    parts: int = 1
 
     @property
     def config(self) -> PaLMConfig:
@@ -77,16 +82,24 @@ class Setting:
             lora_rank=self.lora_rank,
         )
 
+    @property
+    def label(self) -> str:
+        """Rows of a step: "4", or "2 × 4" of two micro-batches."""
+        return f"{self.parts} × {self.rows}" if self.parts > 1 else str(self.rows)
+
+    @property
+    def memory(self) -> Parts:
+        """What the planner says, part by part."""
+        small, tokens = self.lora_rank > 0, self.rows * LENGTH
+        how = self.config, self.machine, tokens, self.gpus, small, self.parts > 1
+        return training_peak(*how, logit_bytes=self.logit_bytes)
+
     def predicted(self, gpu: GPU) -> tuple[float, float]:
         """GiB and seconds that the planner says."""
+        step = self.parts * self.rows, LENGTH, gpu, self.gpus, self.parts
         small = self.lora_rank > 0
-        tokens = self.rows * LENGTH
-        how = self.config, self.machine, tokens, self.gpus, small
-        peak = training_peak(*how, logit_bytes=self.logit_bytes)
-        seconds = training_seconds(
-            self.config, self.machine, self.rows, LENGTH, gpu, self.gpus, 1, small
-        )
-        return total(peak) / GIB, seconds
+        seconds = training_seconds(self.config, self.machine, *step, small)
+        return total(self.memory) / GIB, seconds
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Any]:
@@ -120,7 +133,7 @@ def comparison(results: Mapping[str, Any]) -> str:
     for one in settings_of(results):
         gib, seconds = one.predicted(gpu)
         again, fitted = "yes" * one.recompute, "fitted" * one.fitted
-        what = (one.name, str(one.rows), str(one.gpus), again)
+        what = (one.name, one.label, str(one.gpus), again)
         memory = (f"{gib:.1f}", f"{one.gib:.1f}", f"{gib / one.gib - 1:+.1%}")
         lines.append((*what, *memory, *held(seconds, one.seconds), fitted))
     for row in results.get("iterations", []):
@@ -145,15 +158,81 @@ def held(said: float, was: float) -> tuple[str, str, str]:
     return f"{said:.4f}", f"{was:.4f}", f"{said / was - 1:+.1%}"
 
 
-def iteration_predicted(row: Mapping[str, Any], gpu: GPU) -> tuple[float, float]:
-    """GiB and seconds of one iteration of PPO at full size."""
-    rank = row["lora_rank"]
-    full = get_preset("full-lora" if rank else "full")
+def iteration_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What `ppo_memory` and `ppo_seconds` are asked of an iteration at full size."""
+    full = get_preset("full-lora" if row["lora_rank"] else "full")
+    policy, trunk = networks(full)
     machine = replace(full.machine, weights="float32", recompute=row["recompute"])
-    args = *networks(full), machine, full.ppo, full.max_prompt, full.max_response
-    memory = ppo_memory(*args, row["gpus"])
-    seconds = sum(ppo_seconds(*args, gpu, row["gpus"]).values())
+    sizes = {"max_prompt": full.max_prompt, "max_response": full.max_response}
+    nets = {"policy": policy, "trunk": trunk}
+    return {**nets, **sizes, "machine": machine, "ppo": full.ppo, "gpus": row["gpus"]}
+
+
+def iteration_predicted(row: Mapping[str, Any], gpu: GPU) -> tuple[float, float]:
+    """GiB and seconds of one iteration of PPO."""
+    asked = iteration_of(row)
+    memory = ppo_memory(**asked)
+    seconds = sum(ppo_seconds(**asked, gpu=gpu).values())
     return sum(map(total, memory.values())) / GIB, seconds
+
+
+@dataclass(frozen=True)
+class Wasted:
+    """What PyTorch held beside what was allocated, all in GiB on one GPU.
+
+    Attributes:
+        name: what was trained.
+        kind: GPUs (2: several), and whether a step samples, reads and learns by turns.
+        gib: allocated, measured.
+        stays: of that, weights and moments, as the planner counts them.
+        reserved: measured.
+    """
+
+    name: str
+    kind: tuple[int, bool]
+    gib: float
+    stays: float
+    reserved: float
+
+    @property
+    def share(self) -> float:
+        """Of what comes and goes."""
+        return (self.reserved - self.gib) / (self.gib - self.stays)
+
+
+def wasted(*measured: Mapping[str, Any]) -> list[Wasted]:
+    """Every measurement for which somebody has looked what was reserved."""
+    found = []
+    for results in measured:
+        for one in settings_of(results):
+            name = f"{one.name}, {one.label} rows{', recomputed' * one.recompute}"
+            kind = min(one.gpus, 2), False
+            stays = staying({name: one.memory})
+            found.append(Wasted(name, kind, one.gib, stays, one.reserved))
+        for row in results.get("iterations", []):
+            name = f"PPO, {'adapters' if row['lora_rank'] else 'all weights'}"
+            name += ", recomputed" * row["recompute"]
+            kind = min(row["gpus"], 2), True
+            stays = staying(ppo_memory(**iteration_of(row)))
+            reserved = row.get("reserved", 0.0)
+            found.append(Wasted(name, kind, row["gib"], stays, reserved))
+    return [one for one in found if one.reserved]
+
+
+def staying(memory: Mapping[str, Parts]) -> float:
+    """GiB of what is there all the time."""
+    return (sum(map(total, memory.values())) - coming_and_going(memory)) / GIB
+
+
+def waste_table(*measured: Mapping[str, Any]) -> str:
+    """`wasted` as a table of Markdown, the worst shares first."""
+    lines = ["| trained | GPUs | allocated | of it comes and goes | reserved | share |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for one in sorted(wasted(*measured), key=lambda one: -one.share):
+        numbers = one.gib, one.gib - one.stays, one.reserved
+        sizes = " | ".join(f"{number:.1f}" for number in numbers)
+        lines.append(f"| {one.name} | {one.kind[0]} | {sizes} | {one.share:.2f} |")
+    return "\n".join(lines)
 
 
 def of_benchmark(full: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,6 +244,7 @@ def of_benchmark(full: Mapping[str, Any]) -> dict[str, Any]:
         if "seconds" in found:
             kept = {"gpus": found["gpus"], "lora_rank": rank, "recompute": rank == 0}
             kept |= {"seconds": found["seconds"], "gib": found["peak_gib"]}
+            kept |= {"reserved": found.get("reserved_gib", 0.0)}
             iterations.append(kept)
     return {
         "ceilings": {},

@@ -4,16 +4,38 @@ python -m minipalm.scale.page       writes it anew; a test holds it to the plann
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minipalm.config import get_preset
 from minipalm.data.files import write_text
 from minipalm.model.palm import count_parameters
-from minipalm.scale.gpu import GPUS
-from minipalm.scale.measured import PROTOTYPES, comparison, gpu_of, read_results
+from minipalm.scale.gpu import GIB, GPUS
+from minipalm.scale.measured import (
+    PROTOTYPES,
+    comparison,
+    gpu_of,
+    read_results,
+    waste_table,
+)
 from minipalm.scale.plan import plan
-from minipalm.scale.report import budget, disk_table, phase_table, short, stage_table
+from minipalm.scale.report import (
+    budget,
+    disk_table,
+    network_table,
+    phase_table,
+    short,
+    stage_table,
+)
+from minipalm.scale.reserve import (
+    ALTERNATING,
+    GROWING,
+    NAMES,
+    ONE_GPU,
+    OUTSIDE,
+    TRAINING,
+)
 from minipalm.scale.stages import networks
 
 PAGE = Path(__file__).parents[2] / "docs" / "planner.md"
@@ -37,7 +59,21 @@ are the rates of cards that nobody here has measured:
 
 *trunk* is what reward model and critic start from: lessons 06 and 07 train it after the
 policy, with as many steps. *08 answers* are those that are compared: the policy writes
-them, two to each prompt. Memory is that of all networks that lie there, at work or not.
+them, two to each prompt. Memory is that of all networks that lie there, at work or not,
+at the stage's worst moment:
+
+```
+{networks}
+```
+
+A network's number is all that is there for it: weights, gradients, moments and
+activations. *sampling* is the copy that answers, with keys and values, and *passes* are
+those that only read.
+
+Fits has three answers. *NO*: what is allocated is too much, with {outside:.1f} GiB for
+what is not PyTorch's. *tight*: it fits, but not with what PyTorch may hold besides:
+*held* ([below](#what-pytorch-holds-besides)). *yes*: it fits with that, too. Two
+A100-80G are tight for PPO, recomputing: {two:.1f} GiB, and {held:.1f} held.
 
 One iteration of PPO, all answers of the greatest length:
 
@@ -68,14 +104,30 @@ The figure is often quoted for such a run. On eight of these GPUs it buys
 
 {where}.
 
-A row is 2,048 tokens of a step on each GPU; in PPO and in decoding it is an answer.
-None of these lines has set a constant of the planner: prototypes of the same shapes
-have, before (below). They are its test: memory within 5 %, seconds within 15 %
+A row is 2,048 tokens of a step on each GPU. 4 × 4 are four micro-batches of four rows:
+their gradients wait, as they do in all presets. On two GPUs that is still to be
+measured. In PPO and in decoding a row is an answer. None of these lines has set a
+constant of the planner's memory or time: prototypes of the same shapes have, before
+(below). They are its test: memory within 5 %, seconds within 15 %
 (`tests/scale/test_plan.py`). One formula was corrected after they were seen: a compiled
 block that is computed again leaves out its last products, which made steps with
 recomputing up to an eighth faster than the planner had said.
 
 {comparison}
+
+## What PyTorch holds besides
+
+PyTorch keeps what it has taken from the GPU, and what one moment gives back does not
+always suit the next. So more is *reserved* than is allocated, and a card is full when
+reserved is. What stays (weights, moments) is not held twice; the share is of what comes
+and goes. The planner takes the worst of each kind: one GPU {one_gpu:.2f}; several that
+train {training:.2f}; several that sample and learn by turns {alternating:.2f}.
+
+{waste}
+
+Measured with `{allocator}`, which `./course full` and the
+benchmarks set unless you do. Only the second line is a prototype's, under PyTorch's
+default: training on several GPUs is still to be measured with the other.
 
 ## The prototypes
 
@@ -105,10 +157,21 @@ def page() -> str:
     stages = plan(full, gpu, 8)
     [ppo] = [one for one in stages if one.phases]
     bought = budget(stages, 8, HOURS)
+    again = replace(full, machine=replace(full.machine, recompute=True))
+    [two] = [one for one in plan(again, gpu, 2) if one.phases]
     return TEXT.format(
         price=gpu.price,
         source=gpu.source,
         stages=stage_table(stages, gpu, 8),
+        networks=network_table(stages),
+        outside=OUTSIDE / GIB,
+        two=two.peak / GIB,
+        held=two.held / GIB,
+        one_gpu=ONE_GPU,
+        training=TRAINING,
+        alternating=ALTERNATING,
+        waste=waste_table(results, prototypes),
+        allocator=f"{NAMES[0]}={GROWING}",
         phases=phase_table(ppo),
         disk=disk_table(full),
         hours=HOURS,

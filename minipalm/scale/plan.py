@@ -54,6 +54,7 @@ def plan(preset: Preset, gpu: GPU, gpus: int = 1, disk: float = DISK) -> list[St
         answers_stage(exact, gpu, gpus),
         training_stage(
             "08 reward model",
+            "reward model",
             exact,
             trunk,
             {"policy": frozen},

@@ -4,7 +4,8 @@ from minipalm.config import Preset
 from minipalm.scale.disk import rooms
 from minipalm.scale.gpu import GIB, GPU
 from minipalm.scale.memory import Parts, total
-from minipalm.scale.stages import RESERVE, Stage
+from minipalm.scale.reserve import OUTSIDE
+from minipalm.scale.stages import Stage
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -40,7 +41,7 @@ def stage_table(stages: list[Stage], gpu: GPU, gpus: int) -> str:
                 f"{one.steps:,}",
                 short(one.steps * one.tokens),
                 f"{one.peak / GIB:.1f}",
-                "yes" if one.fits(gpu) else "NO",
+                one.fits(gpu),
                 f"{one.tokens / one.step_seconds:,.0f}",
                 f"{one.hours:.2f}",
                 f"{cost:,.1f}",
@@ -66,6 +67,28 @@ def memory_table(memory: dict[str, Parts]) -> str:
     every = sum(map(total, memory.values())) / GIB
     rows.append(["all", *(f"{one:.2f}" for one in sums), f"{every:.2f}"])
     return table(["GiB", *seen, "all"], rows)
+
+
+NETWORKS = ("policy", "reference", "trunk", "critic", "reward model")
+
+
+def network_table(stages: list[Stage]) -> str:
+    """GiB on one GPU at the worst moment: a row a stage, a column a network.
+
+    A network's number is all that is there for it: weights, gradients, activations.
+    *held* is what PyTorch may hold besides; *sampling* the copy to sample from, keys,
+    values and logits; *passes* those of reading.
+    """
+    names = dict.fromkeys(name for one in stages for name in one.memory)
+    columns = [*NETWORKS, *(name for name in names if name not in NETWORKS)]
+    rows = []
+    for one in stages:
+        parts = {name: total(found) / GIB for name, found in one.memory.items()}
+        cells = [f"{parts[n]:.1f}" if n in parts else "" for n in columns]
+        rows.append(
+            [one.name, *cells, f"{one.peak / GIB:.1f}", f"{one.held / GIB:.1f}"]
+        )
+    return table(["GiB a GPU", *columns, "all", "held"], rows)
 
 
 def phase_table(stage: Stage) -> str:
@@ -111,19 +134,24 @@ def budget(stages: list[Stage], gpus: int, hours: float) -> dict[str, float]:
 
 
 def advice(stages: list[Stage], preset: Preset, gpu: GPU, gpus: int) -> list[str]:
-    """For each stage that does not fit, what is missing and what to try."""
+    """For each stage that does not surely fit, what is missing and what to try."""
     lines = []
     for one in stages:
-        if one.fits(gpu):
+        answer = one.fits(gpu)
+        if answer == "yes":
             continue
-        missing = (one.peak + RESERVE - gpu.memory) / GIB
+        tight = answer == "tight"
+        missing = (one.peak + tight * one.held + OUTSIDE - gpu.memory) / GIB
         tries = ["more GPUs", "a smaller micro-batch"]
         if not preset.machine.recompute:
             tries.insert(0, "--recompute")
         if not preset.machine.lora_rank and not one.pretrains:
             tries.append("adapters (--lora 16)")
-        lines.append(
-            f"{one.name} does not fit: {missing:.1f} GiB too much. "
-            f"Try {', '.join(tries)}."
-        )
+        says = f"does not fit: {missing:.1f} GiB too much"
+        if tight:
+            says = (
+                f"is tight: {missing:.1f} GiB too much if PyTorch holds back as much "
+                "as it did where it was measured"
+            )
+        lines.append(f"{one.name} {says}. Try {', '.join(tries)}.")
     return lines

@@ -11,7 +11,7 @@ from minipalm.config import OptimConfig, PaLMConfig, Preset
 from minipalm.model.palm import count_parameters
 from minipalm.scale.decoding import rollout_seconds
 from minipalm.scale.flops import adapter_parameters
-from minipalm.scale.gpu import GIB, GPU
+from minipalm.scale.gpu import GPU
 from minipalm.scale.iteration import ppo_memory, ppo_seconds
 from minipalm.scale.memory import (
     BYTES,
@@ -24,10 +24,10 @@ from minipalm.scale.memory import (
     total,
     training_peak,
 )
+from minipalm.scale.reserve import coming_and_going, verdict, waste
 from minipalm.scale.seconds import forward_seconds, training_seconds
 from minipalm.scale.sharding import gather_seconds
 
-RESERVE = 1.5 * GIB  # CUDA's own, NCCL's buffers, gaps between what is allocated
 START = 120.0  # seconds a stage: notebook, data, the first compiled step (assumption)
 AT_ONCE = 256  # answers that `minipalm.rlhf.answers.answer` samples at a time
 FRESH = 2 * 1024  # answers of lesson 08 for the score's unit, and for its figure
@@ -42,6 +42,8 @@ class Stage:
         name: the notebook's number, and what it does there.
         memory: bytes on one GPU at the worst moment, of each network, its parts; also
             of those that only lie there.
+        waste: share of what comes and goes that PyTorch may hold besides, see
+            `minipalm.scale.reserve`.
         steps: optimizer steps, or iterations.
         tokens: that go through training in a step, on all GPUs together.
         step_seconds: of one step.
@@ -51,6 +53,7 @@ class Stage:
 
     name: str
     memory: dict[str, Parts]
+    waste: float
     steps: int
     tokens: int
     step_seconds: float
@@ -70,8 +73,14 @@ class Stage:
     def pretrains(self) -> bool:
         return self.name.startswith("06")
 
-    def fits(self, gpu: GPU) -> bool:
-        return self.peak + RESERVE <= gpu.memory
+    @property
+    def held(self) -> float:
+        """Bytes that PyTorch may hold beside what is allocated."""
+        return self.waste * coming_and_going(self.memory)
+
+    def fits(self, gpu: GPU) -> str:
+        """ "yes", "tight" or "NO", see `minipalm.scale.reserve.verdict`."""
+        return verdict(self.peak, self.held, gpu.memory)
 
 
 def networks(preset: Preset) -> tuple[PaLMConfig, PaLMConfig]:
@@ -84,6 +93,7 @@ def networks(preset: Preset) -> tuple[PaLMConfig, PaLMConfig]:
 
 def training_stage(
     name: str,
+    network: str,
     preset: Preset,
     config: PaLMConfig,
     waiting: dict[str, Parts],
@@ -99,7 +109,7 @@ def training_stage(
     """A stage that is one loop of optimizer steps.
 
     Args:
-        config: of the network that is trained.
+        network: that is trained; config: its shape.
         waiting: what else lies in memory.
         optim: batch and micro-batch; the second is one GPU's.
         length: tokens of a row.
@@ -121,8 +131,8 @@ def training_stage(
     kept = checkpoint_bytes(config, preset, adapters)
     written = math.ceil(optim.steps / preset.checkpoint_every) * kept / disk
     everything = optim.batch_size * rows_each * length
-    memory = {"trained": peak, **waiting}
-    return Stage(name, memory, optim.steps, everything, seconds, written)
+    memory, held = {network: peak, **waiting}, waste(gpus, alternates=False)
+    return Stage(name, memory, held, optim.steps, everything, seconds, written)
 
 
 def policy_and_trunk(
@@ -148,9 +158,15 @@ def policy_and_trunk(
     second = {"weights": network_state(trunk, machine, gpus)["weights"]}
     return [
         training_stage(
-            names[0], preset, policy, {"trunk": second}, *where, adapters=adapters
+            names[0],
+            "policy",
+            preset,
+            policy,
+            {"trunk": second},
+            *where,
+            adapters=adapters,
         ),
-        training_stage(names[1], preset, trunk, {"policy": first}, *where),
+        training_stage(names[1], "trunk", preset, trunk, {"policy": first}, *where),
     ]
 
 
@@ -182,7 +198,8 @@ def answers_stage(preset: Preset, gpu: GPU, gpus: int) -> Stage:
         },
     }
     seconds = rollout_seconds(policy, machine, rows, P, T, gpu)
-    return Stage("08 answers", memory, steps, AT_ONCE * (P + T), seconds, 0.0)
+    held, tokens = waste(gpus, alternates=True), AT_ONCE * (P + T)
+    return Stage("08 answers", memory, held, steps, tokens, seconds, 0.0)
 
 
 def ppo_stage(preset: Preset, gpu: GPU, gpus: int, disk: float) -> Stage:
@@ -199,6 +216,7 @@ def ppo_stage(preset: Preset, gpu: GPU, gpus: int, disk: float) -> Stage:
     return Stage(
         "11 PPO",
         ppo_memory(*args, gpus),
+        waste(gpus, alternates=True),
         steps,
         preset.ppo.batch_size * sum(sizes),
         sum(phases.values()),
@@ -224,10 +242,10 @@ def evaluation_stage(preset: Preset, gpu: GPU, gpus: int) -> Stage:
     seconds += batches * 4 * gather_seconds(policy, gpu, gpus)
     policies = 1 + len(preset.ppo.kl_coefs)  # each whole, also those with adapters
     memory: dict[str, Parts] = {
-        "policies": {"weights": policies * frozen_state(policy, gpus)},
+        "policy": {"weights": policies * frozen_state(policy, gpus)},
         "reward model": {"weights": frozen_state(trunk, gpus)},
         "sampling": sampling_bytes(policy, at_once, length, copied=gpus > 1),
         "passes": {"working": asking_bytes(policy, at_once * length, gpus, False)},
     }
-    tokens = preset.eval_samples * length
-    return Stage("12 evaluation", memory, 2 * policies, tokens, seconds, 0.0)
+    tokens, held = preset.eval_samples * length, waste(gpus, alternates=True)
+    return Stage("12 evaluation", memory, held, 2 * policies, tokens, seconds, 0.0)

@@ -11,15 +11,16 @@ from minipalm.scale.measured import comparison, merged, settings_of
 
 def test_settings_differ_in_all_that_is_planned():
     settings = (*measure_plan.ONE_GPU, *measure_plan.TWO_GPUS)
-    keys = {(one.name, one.rows, one.gpus, one.recompute) for one in settings}
+    keys = {(o.name, o.rows, o.parts, o.gpus, o.recompute) for o in settings}
     assert len(keys) == len(settings) >= 6
-    for name in ("rows", "gpus", "recompute", "lora_rank"):
+    for name in ("rows", "parts", "gpus", "recompute", "lora_rank"):
         assert len({getattr(one, name) for one in settings}) == 2
 
 
-@pytest.mark.parametrize("lora_rank", [0, 4])
-def test_a_setting_is_measured_by_the_packages_own_steps(lora_rank):
-    one = measure_plan.setting("some", 2, lora_rank=lora_rank, compile=False)
+@pytest.mark.parametrize("lora_rank, parts", [(0, 1), (4, 1), (0, 3)])
+def test_a_setting_is_measured_by_the_packages_own_steps(lora_rank, parts):
+    how = {"lora_rank": lora_rank, "parts": parts, "compile": False}
+    one = measure_plan.setting("some", 2, **how)
     found = measure_plan.measured(one, tiny_sizes())
     assert found["seconds"] > 0 and found["spread"] >= 0 and "error" not in found
 
