@@ -38,6 +38,7 @@ from bench.full.measure import (
     tiny_sizes,
 )
 from minipalm.parallel import is_first, ranks, summed
+from minipalm.scale.reserve import let_memory_grow
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "full_size.json"
 README = Path(__file__).with_name("README.md")
@@ -57,6 +58,7 @@ GROUPS: dict[str, dict[str, Part]] = {
     "sampling": {
         "decode": sampling.decode,
         "ppo_lora": ppo.ppo_lora,
+        "old_logprobs": ppo.old_logprobs,
         "decode_palm_rlhf": sampling.decode_palm_rlhf,
         "decode_llama": sampling.decode_llama,
     },
@@ -75,6 +77,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
+        "allocator": let_memory_grow(),
     }
 
 
@@ -145,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(results))
         return 0
     sizes = tiny_sizes() if args.tiny else full_sizes()
+    let_memory_grow()
     ranks()
     begin = time.perf_counter()
     limits = measure("ceilings", ceilings, sizes)

@@ -180,10 +180,39 @@ def table(results: Results) -> str:
             for phase, floor in phase_floors(results[part]["limits"], lora).items():
                 took = results[part].get(f"seconds/{phase}", 0.0)
                 lines.append(f"    {phase:12}{took:8.2f}{floor / gpus:8.2f}")
+    for what, recomputed, reused in old_logprobs_rows(results):
+        lines.append(f"{what:68}{recomputed:>10}{reused:>12}")
     for part, numbers in results.items():
         if "error" in numbers:
             lines += ["", f"{part} FAILED: {numbers['error']}"]
     return "\n".join(lines)
+
+
+OLD = {  # of old_logprobs: how it is written
+    "seconds": ("seconds of an iteration", ".2f"),
+    "pass_seconds": ("of these, for the pass", ".2f"),
+    "gap": ("log ratio before the first step, whatever its sign, nats a token", ".4f"),
+    "farthest": ("at the farthest token", ".3f"),
+    "ratio": ("mean ratio before the first step", ".5f"),
+    "outside": ("share of tokens outside the clip range", ".4f"),
+    "clip_fraction": ("the same, over the update's steps", ".4f"),
+    "approx_kl": ("approx_kl of the update, nats a token", ".5f"),
+}
+
+
+def old_logprobs_rows(results: Results) -> list[tuple[str, str, str]]:
+    """(what, recomputed, reused), if that was measured."""
+    found = results.get("old_logprobs", {})
+    if "recomputed/seconds" not in found:
+        return []
+
+    def shown(key: str, form: str) -> str:
+        return format(found[key], form) if key in found else "–"
+
+    return [
+        (what, shown(f"recomputed/{key}", form), shown(f"reused/{key}", form))
+        for key, (what, form) in OLD.items()
+    ]
 
 
 BEGIN = "<!-- written by python -m bench.full_size --readme: begin -->"
@@ -223,6 +252,10 @@ def markdown(results: Results, phases: bool = True) -> str:
         for phase, floor in floors.items():
             took = results[part].get(f"seconds/{phase}", 0.0)
             lines.append(f"| {phase} | {took:.2f} | {floor / gpus:.2f} |")
+    if phases and (rows := old_logprobs_rows(results)):
+        lines += ["", "| old_logprobs: π_old is | recomputed | the sampler's |"]
+        lines.append("| --- | --- | --- |")
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
 
 

@@ -5,10 +5,12 @@ import json
 import pytest
 
 from bench import full_size
+from bench.full import measure
 from bench.full.goals import (
     BEGIN,
     END,
     markdown,
+    old_logprobs_rows,
     phase_floors,
     placed,
     rows_of,
@@ -16,11 +18,13 @@ from bench.full.goals import (
     table,
 )
 from bench.full.measure import full_sizes, tiny_sizes
+from bench.full.ppo import old_logprobs
 from bench.full.training import train_ours_short
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.model.palm import count_parameters
 from minipalm.scale.measured import comparison, read_results
+from minipalm.scale.reserve import let_memory_grow
 
 LIMITS = {"sustained_tflops": 685.0, "copy_gbs": 4300.0}
 
@@ -61,10 +65,41 @@ def test_parts_run_tiny_and_are_kept_and_merged(tmp_path, capsys):
         full_size.main(["--tiny", "--parts", "train_lora", "--results", str(one)]) == 0
     )
     kept = json.loads(one.read_text())["train_lora"]
+    assert kept["machine"]["allocator"] == let_memory_grow()
     assert kept["tokens"] == 128 and kept["limits"]["sustained_tflops"] > 0
     assert full_size.main(["--merge", str(one), "--results", str(other)]) == 0
     assert json.loads(other.read_text()) == {"train_lora": kept}
     assert "adapters of rank 16" in capsys.readouterr().out
+
+
+def test_old_log_probabilities_are_measured_each_way():
+    """On a processor the pass without gradients is training's to the last bit."""
+    found = old_logprobs(tiny_sizes())
+    assert found["recomputed/ratio"] == pytest.approx(1, abs=1e-6)
+    assert found["recomputed/gap"] < 1e-6 < 1e-4 < found["reused/gap"] < 1e-2
+    assert found["recomputed/sampler_gap"] == pytest.approx(found["reused/gap"], rel=1)
+    assert 0 < found["recomputed/pass_seconds"] < found["recomputed/seconds"]
+    assert "reused/pass_seconds" not in found
+    kept = {"old_logprobs": {**found, "limits": LIMITS}}
+    assert old_logprobs_rows({}) == [] and "old_logprobs" not in markdown({})
+    assert len(old_logprobs_rows(kept)) == 8 and "| – |" in markdown(kept)
+    assert "recomputed" not in markdown(kept, phases=False)
+
+
+def test_a_burst_below_the_sustained_rate_is_not_shown(monkeypatch):
+    for seconds, there in ((1.0, False), (1e-4, True)):
+        clock = {"at": 0.0, "products": 0}
+
+        def mm(a, b, out, clock=clock, seconds=seconds):
+            clock["products"] += 1
+            slow = 50 < clock["products"] <= 100  # those of the burst
+            clock["at"] += seconds if slow else 0.01
+
+        monkeypatch.setattr(measure, "now", lambda clock=clock: clock["at"])
+        monkeypatch.setattr(measure.torch, "mm", mm)
+        monkeypatch.setattr(measure, "median_seconds", lambda *_: 1.0)
+        found = measure.ceilings(tiny_sizes())
+        assert ("burst_tflops" in found) == there
 
 
 def test_peers_are_measured_at_each_number_of_tokens():
