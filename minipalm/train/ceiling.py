@@ -55,7 +55,7 @@ NAMES = {  # as the driver gives them, beside the card of `minipalm.scale.gpu`
 def known_ceiling(gpu: str | None) -> float | None:
     """Operations a second of a GPU, by the name that its driver gives.
 
-    None for all others, also of the same family: on a board for PCIe, with another
+    None for all others, also of the same family. On a board for PCIe, with another
     cooler or cut into parts (MIG) a chip does less, and nobody here has looked how much.
     """
     card = GPUS.get(NAMES.get(gpu or "", ""))
