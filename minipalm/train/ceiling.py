@@ -56,7 +56,7 @@ def known_ceiling(gpu: str | None) -> float | None:
     """Operations a second of a GPU, by the name that its driver gives.
 
     None for all others, also of the same family. On a board for PCIe, with another
-    cooler or cut into parts (MIG) a chip does less, and nobody here has looked how much.
+    cooler or cut into parts (MIG) a chip does less, and nobody here has measured it.
     """
     card = GPUS.get(NAMES.get(gpu or "", ""))
     return card.flops if card else None
