@@ -10,10 +10,21 @@ import time
 from pathlib import Path
 
 from minipalm.data.files import write_text
+from minipalm.data.lock import is_held
+from minipalm.ends import first_cause, read_ends
 from minipalm.evaluate.live import headline, live_page, machine
 from minipalm.evaluate.page import page, section
 from minipalm.evaluate.report import read_evaluation, terminal_table
 from minipalm.train.progress import Progress, read_progress
+
+
+def halted(out: Path, progress: Progress) -> str | None:
+    """Why the run does not go on, "" if that is not known; None if it does."""
+    stage = progress.current
+    if stage is None or stage.state == "running" or is_held(out):
+        return None
+    end = first_cause(read_ends(out / stage.name))
+    return str(end or "")
 
 
 def write_page(out: Path) -> Progress:
@@ -23,7 +34,7 @@ def write_page(out: Path) -> Progress:
         FileNotFoundError: there is no such folder.
     """
     progress = read_progress(out)
-    text = live_page(progress)
+    text = live_page(progress, halted(out, progress))
     if progress.current is None:
         try:
             used = section("The machine", *machine(progress))
@@ -47,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 2
-        print(headline(progress), flush=True)
+        print(headline(progress, halted(args.run, progress)), flush=True)
         if args.every is None or progress.current is None:
             break
         try:

@@ -8,6 +8,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --exclusive
+#SBATCH --mem=0                  # all of it: each rank needs tens of GB, Slurm gives less
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120        # two minutes before the end: notebooks are saved
 #SBATCH --requeue

@@ -1,6 +1,7 @@
 """The page of a run that goes on, or was stopped: how far it is, its curves so far."""
 
 from html import escape
+from textwrap import shorten
 
 from minipalm import plot
 from minipalm.evaluate.page import document, paragraph, picture, section
@@ -17,15 +18,16 @@ from minipalm.train.progress import (
 
 LOSSES = {  # training -> its panel in the figure of the stages, and what it shows
     "06_palm/policy": ("pretrain", "loss"),
+    "06_palm/trunk": ("trunk", "loss"),
     "07_sft/policy": ("sft", "loss"),
     "08_reward_model/training": ("reward_model", "loss"),
 }
 
 
-def live_page(progress: Progress) -> str:
-    """The whole page."""
+def live_page(progress: Progress, halted: str | None = None) -> str:
+    """The whole page. halted: see `headline`."""
     body = [
-        header(progress),
+        header(progress, halted),
         section("The stages", stage_table(progress)),
         section("How it goes", *curves(progress)),
         section("The machine", *machine(progress)),
@@ -44,8 +46,11 @@ def where(training: Training) -> str:
     return f"{run}, {word} {training.done:,} of {training.steps:,}"
 
 
-def headline(progress: Progress) -> str:
-    """How far the run is, in one sentence."""
+def headline(progress: Progress, halted: str | None = None) -> str:
+    """How far the run is, in one sentence, and why it does not go on in another.
+
+    halted: None where it goes on; where not, why, and "" where that is not known.
+    """
     stage = progress.current
     if stage is None:
         return "All stages are complete."
@@ -53,14 +58,16 @@ def headline(progress: Progress) -> str:
     title = f"Stage {number} of {len(progress.stages)}, {STAGES[stage.name]}"
     training = stage.current
     if stage.state == "waiting":
-        return f"{title}: has not begun."
+        alone = "" if halted is None else ", and nobody runs it"
+        return f"{title}: has not begun{alone}."
+    why = f" The cause: {shorten(halted, 200)}" if halted else ""
     if training is None:
-        return f"{title}: {stage.state}; no step has been made yet."
+        return f"{title}: {stage.state}; no step has been made yet.{why}"
     if stage.state == "stopped":
         kept = "; nothing is kept yet"
         if training.kept is not None:
             kept = f"; it goes on from {training.kept:,}"
-        return f"{title}: stopped at {where(training)}{kept}."
+        return f"{title}: stopped at {where(training)}{kept}.{why}"
     left = training.seconds_left
     then = f", about {duration(left)} left" if left else ""
     return f"{title}: {where(training)}{then}."
@@ -87,7 +94,7 @@ def numbers(training: Training) -> list[tuple[str, str]]:
     return shown + ([(duration(left), "left in this training")] if left else [])
 
 
-def header(progress: Progress) -> str:
+def header(progress: Progress, halted: str | None) -> str:
     here = [f"minipalm · scale {progress.scale}"]
     if progress.seed is not None:
         here.append(f"seed {progress.seed}")
@@ -101,7 +108,7 @@ def header(progress: Progress) -> str:
     shown = "".join(f"<li><b>{escape(n)}</b> {escape(t)}</li>" for n, t in tiles)
     return f"""<header>
 <p class="origin">{escape(" · ".join(here))}</p>
-<h1>{escape(headline(progress))}</h1>
+<h1>{escape(headline(progress, halted))}</h1>
 {f'<ul class="tiles">{shown}</ul>' if tiles else ""}
 </header>
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minipalm.data.files import write_text
+from minipalm.evaluate.statistics import gold_and_proxy
 
 Evaluation = dict[str, Any]  # evaluation.json
 
@@ -125,11 +126,9 @@ def collapse_said(evaluation: Evaluation) -> str:
     found = evaluation["over_optimisation"]
     if found is None:
         return ""
-    return (
-        f"Without a penalty (β = 0) gold peaks at {found['peak_gold']:.1f} and ends at"
-        f" {found['end_gold']:.1f}, while the proxy goes on from"
-        f" {found['proxy_at_peak']:.1f} to {found['proxy_at_end']:.1f} sd."
-    )
+    keys = ("peak_gold", "end_gold", "proxy_at_peak", "proxy_at_end")
+    said = gold_and_proxy(*(found[key] for key in keys))
+    return f"Without a penalty (β = 0) {said}."
 
 
 # --- tables -------------------------------------------------------------------------

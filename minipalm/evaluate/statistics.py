@@ -212,6 +212,27 @@ class OverOptimisation(NamedTuple):
     peak: int  # which row of the curve
 
 
+def gold_and_proxy(
+    peak_gold: float, end_gold: float, proxy_at_peak: float, proxy_at_end: float
+) -> str:
+    """What became of both, in words; a number that is shown twice did not move.
+
+    >>> gold_and_proxy(7.3, 2.0, 1.5, 3.0)
+    'gold peaks at 7.3 and ends at 2.0, while the proxy goes on from 1.5 to 3.0 sd'
+    >>> gold_and_proxy(1.71, 1.69, 0.1, 0.12)
+    'gold ends where it is highest, at 1.7, and the proxy stays at 0.1 sd'
+    """
+    peak, end = f"{peak_gold:.1f}", f"{end_gold:.1f}"
+    before, after = f"{proxy_at_peak:z.1f}", f"{proxy_at_end:z.1f}"
+    if before == after:
+        proxy = f"the proxy stays at {after} sd"
+    else:
+        proxy = f"the proxy goes on from {before} to {after} sd"
+    if peak == end:
+        return f"gold ends where it is highest, at {end}, and {proxy}"
+    return f"gold peaks at {peak} and ends at {end}, while {proxy}"
+
+
 def over_optimisation(
     curve: Sequence[Mapping[str, Any]], window: int = 3
 ) -> OverOptimisation:

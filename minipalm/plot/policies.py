@@ -45,11 +45,10 @@ def over_optimisation(
     title = f"{name} the proxy goes up to {freest[-1]['score']:.1f} sd"
     if with_gold:
         found = statistics.over_optimisation(freest)
-        title = (
-            f"{name} gold peaks at {found.peak_gold:.1f} and ends at"
-            f" {found.end_gold:.1f}, while the proxy goes on from"
-            f" {found.proxy_at_peak:.1f} to {found.proxy_at_end:.1f} sd"
+        said = statistics.gold_and_proxy(
+            found.peak_gold, found.end_gold, found.proxy_at_peak, found.proxy_at_end
         )
+        title = f"{name} {said}"
     figure, axes = new_figure(title, columns=1 + with_gold, height=4.0)
     _against_kl(axes[0], curves, "score")
     head(axes[0], "proxy: what the reward model says")

@@ -64,6 +64,7 @@ def loss_curves(
 
 STAGES = {  # name of a curve -> name of its panel, with its unit
     "pretrain": "pretraining: loss, nats a token",
+    "trunk": "reward model’s trunk: loss, nats a token",
     "sft": "fine-tuning: loss, nats a token",
     "reward_model": "reward model: loss, nats a pair",
     "ppo": "PPO: reward, sd of SFT answers",
@@ -74,7 +75,7 @@ def stage_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """What each stage of the pipeline minimised, and what PPO maximised.
 
     Args:
-        curves: "pretrain", "sft", "reward_model", "ppo" -> pairs of step and value.
+        curves: at most four of `STAGES` -> pairs of step and value.
     """
     means = {}
     for name, points in curves.items():
@@ -87,7 +88,7 @@ def stage_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     )
     figure, axes = new_figure(f"The stages: {falls}", rows=2, columns=2, height=4.6)
     for ax, (name, points) in zip(axes, curves.items()):
-        color = color_of({"pretrain": "other"}.get(name, name))
+        color = color_of({"pretrain": "other", "trunk": "proxy"}.get(name, name))
         steps, values, mean = thin(*map(list, zip(*points)), means[name])
         ax.plot(steps, values, color=color, alpha=0.3, linewidth=0.9)
         ax.plot(steps, mean, color=color, linewidth=2)

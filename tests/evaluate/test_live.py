@@ -11,6 +11,7 @@ from fixture import make_evaluation
 from minipalm import report
 from minipalm.config import get_preset
 from minipalm.data.lock import is_held, lock
+from minipalm.ends import LOST, OWN, End, write_end
 from minipalm.evaluate.report import write_report
 from minipalm.model.palm import count_parameters
 from minipalm.train.ceiling import known_ceiling, operations
@@ -98,6 +99,31 @@ def test_a_stopped_run_says_from_where_it_goes_on(out, capsys):
     assert "running" not in page
 
 
+def test_a_run_that_failed_says_why(out, capsys):
+    for rank, kind, what in ((0, LOST, "another"), (1, OWN, "cell [9]: ValueError: 3")):
+        name = f"11_ppo.rank-{rank}.ipynb"
+        write_end(out / "11_ppo" / name, End(rank, kind, what, 1.0))
+    page, said = made(out, capsys)
+    why = "it goes on from 40. The cause: rank 1: cell [9]: ValueError: 3"
+    assert why in said and why in page
+    with lock(out):
+        assert "cause" not in made(out, capsys)[1]
+
+
+def test_a_run_that_nobody_runs_says_so_also_between_stages(out, capsys):
+    (out / "11_ppo" / "done.json").write_text("{}")
+    title = "Stage 5 of 5, evaluation: has not begun"
+    assert f"{title}, and nobody runs it." in made(out, capsys)[1]
+    with lock(out):
+        assert f"{title}.\n" in made(out, capsys)[1]
+
+
+def test_the_trunk_has_a_curve_too(out, capsys):
+    made(out, capsys)
+    title = "pretraining from 3.00 to 0.38, reward model’s trunk from 3.00 to 0.38, "
+    assert f"The stages: {title}" in (out / "report.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("stage", "damage"),
     [
@@ -125,7 +151,7 @@ def test_no_missing_or_half_written_file_stops_the_report(out, stage, damage, ca
 
 def test_the_first_moments_of_a_run(tmp_path, capsys):
     page, said = made(tmp_path, capsys)
-    assert "Stage 1 of 5, pretraining: has not begun." in said
+    assert "Stage 1 of 5, pretraining: has not begun, and nobody runs it." in said
     begin(tmp_path, "06_palm")
     with lock(tmp_path):
         assert "running; no step has been made yet." in made(tmp_path, capsys)[1]

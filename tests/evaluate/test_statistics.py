@@ -12,6 +12,7 @@ from minipalm.evaluate.statistics import (
     Bin,
     accuracy,
     expected_calibration_error,
+    gold_and_proxy,
     length_auc,
     mean_interval,
     over_optimisation,
@@ -173,3 +174,14 @@ def test_over_optimisation_finds_peak_and_fall():
 def test_over_optimisation_of_a_run_that_only_rises_is_none():
     curve = [{"gold": float(i), "score": float(i)} for i in range(9)]
     assert over_optimisation(curve).fall == 0
+
+
+def test_what_did_not_move_is_not_said_to_fall_or_go_on():
+    said = (
+        "gold peaks at 7.3 and ends at 2.0, while the proxy goes on from 1.5 to 3.0 sd"
+    )
+    assert gold_and_proxy(7.3, 2.0, 1.5, 3.0) == said
+    said = "gold ends where it is highest, at 1.7, and the proxy stays at 0.1 sd"
+    assert gold_and_proxy(1.71, 1.69, 0.1, 0.12) == said
+    said = "gold peaks at 2.0 and ends at 1.7, while the proxy stays at 0.0 sd"
+    assert gold_and_proxy(2.0, 1.7, -0.01, 0.01) == said
