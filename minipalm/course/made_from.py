@@ -15,7 +15,7 @@ from typing import Any
 
 from minipalm.config import get_preset
 from minipalm.course import ROOT
-from minipalm.data.files import fingerprint
+from minipalm.data.files import fingerprint, write_text
 
 Files = Mapping[str, Path]  # by the notebook's parameters
 
@@ -148,8 +148,7 @@ def prepare(
         )
     run = str(record.get("run") or uuid.uuid4().hex)
     if not (complete and record):
-        folder.mkdir(parents=True, exist_ok=True)
         paths = {name: shown(path) for name, path in files.items()}
         text = json.dumps({**now, "files": paths, "code": code, "run": run}, indent=1)
-        (folder / "stage.json").write_text(text + "\n", "utf-8")
+        write_text(folder / "stage.json", text + "\n")
     return complete, run

@@ -194,6 +194,15 @@ def test_stages_are_not_made_again_unasked(pipeline, tmp_path):
     assert (pipeline.folder / "ran").exists()
 
 
+def test_no_machine_waits_where_stages_are_not_made_again(pipeline, machines, tmp_path):
+    pipeline.stage("two")
+    assert finish(pipeline())[0] == 0
+    (tmp_path / "text.jsonl").write_text('{"text": "b"}\n')
+    for process in machines():
+        code, _, err = finish(process, 60)
+        assert code == 2 and "  two: text was " in err
+
+
 def test_files_that_change_while_an_earlier_stage_runs_cost_nothing(pipeline, tmp_path):
     """What was looked at before the first stage is looked at again."""
     pipeline.stage("one")
