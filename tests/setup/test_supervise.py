@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -45,14 +46,14 @@ GLOO = "[/__w/gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0
 
 @pytest.fixture
 def stage(write_notebook, python, tmp_path):
-    """stage(cell) -> two ranks that run it once they have met."""
+    """stage(cell) -> two ranks that run it once they have met, or one of them."""
 
-    def begin(cell):
+    def begin(cell, where=("--standalone", "--nproc-per-node=2")):
         cells = [TOGETHER, SAY_WHO + cell]
         path = write_notebook("two", *cells, parameters=PARAMETERS)
-        ranks = ["--standalone", "--nproc-per-node=2", "-m", "minipalm.spmd"]
-        named = ["-p", "out", tmp_path / "pid", path, tmp_path / "run" / "two.ipynb"]
-        return python("-m", "minipalm.course.supervise", *ranks, *named)
+        run = ["-m", "minipalm.spmd", "-p", "out", tmp_path / "pid", path]
+        output = tmp_path / "run" / "two.ipynb"
+        return python("-m", "minipalm.course.supervise", *where, *run, output)
 
     return begin
 
@@ -179,6 +180,19 @@ def test_a_partial_notebook_tells_where_it_ends(tmp_path):
 
 
 # --- several machines -----------------------------------------------------------------
+
+
+def test_both_machines_name_the_rank_that_failed_first(stage, kernels):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = ["--rdzv-backend=static", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    where = ["--nproc-per-node=1", "--nnodes=2", *meet]
+    wait = "sleep(60) if rank else meet()"
+    machines = [stage(wait, [*where, f"--node-rank={n}"]) for n in range(2)]
+    kernels()[1].kill()
+    why = "rank 1: cell [4]: the kernel died; all ranks were stopped"
+    assert [finish(each).splitlines()[-1] for each in machines] == [why, why]
 
 
 def test_the_notes_of_other_machines_are_waited_for(tmp_path, monkeypatch):
