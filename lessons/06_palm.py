@@ -49,7 +49,7 @@ from minipalm.model.block import (
 )
 from minipalm.model.cache import KVCache
 from minipalm.model.linear import linear
-from minipalm.model.place import place
+from minipalm.model.place import beside, place
 from minipalm.model.rope import rotations
 from minipalm.parallel import summed
 from minipalm.train.heldout import mean_loss

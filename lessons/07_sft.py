@@ -33,7 +33,7 @@ from minipalm.data.corpus import encode_examples, packed_rows
 from minipalm.data.datasets import fitting, hold_out, read_demonstrations
 from minipalm.data.files import fingerprint
 from minipalm.model.palm import PaLM
-from minipalm.model.place import fine_tuned, place
+from minipalm.model.place import beside, fine_tuned, place
 from minipalm.parallel import summed
 from minipalm.rlhf.answers import answer
 from minipalm.rlhf.sft import Example, Rows, pad_examples

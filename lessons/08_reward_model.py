@@ -47,7 +47,7 @@ from minipalm.evaluate.statistics import (
     length_auc,
 )
 from minipalm.model.palm import PaLM, count_parameters
-from minipalm.model.place import place
+from minipalm.model.place import beside, place
 from minipalm.parallel import summed
 from minipalm.rlhf.answers import answer, score_answers
 from minipalm.rlhf.labeller import labelled_pairs

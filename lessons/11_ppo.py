@@ -35,8 +35,8 @@ from minipalm.data.datasets import check_prompt_lengths, read_prompts
 from minipalm.data.files import fingerprint
 from minipalm.evaluate.judge import gold_of
 from minipalm.model.palm import PaLM
-from minipalm.model.place import fine_tuned, place
-from minipalm.parallel import ranks, share, summed
+from minipalm.model.place import beside, fine_tuned, place
+from minipalm.parallel import of_all, share, summed
 from minipalm.rlhf.answers import answer, answers_of
 from minipalm.rlhf.kl import KLController, k3
 from minipalm.rlhf.logprobs import (

@@ -11,12 +11,12 @@ from minipalm.config import MachineConfig
 from minipalm.model.place import machine_of
 from minipalm.parallel import ranks
 
-_elsewhere = {"seconds": 0.0}  # spent on what is no step's work
+_elsewhere = {"seconds": 0.0}  # spent on checkpoints, which are no step's work
 
 
 @contextmanager
 def not_counted() -> Iterator[None]:
-    """What is done in this block, such as writing a checkpoint, is no step's work."""
+    """What is done in this block, a checkpoint, is no step's work."""
     start = now()
     yield
     _elsewhere["seconds"] += now() - start
@@ -62,12 +62,15 @@ class Clock:
             tokens: of the whole batch, padding included.
 
         Returns:
-            seconds of the step and of each phase ("seconds/rollout"), tokens_per_second
-            of all processes together, memory: GiB of the GPU at most, this step.
+            seconds of the step and of each phase ("seconds/rollout"),
+            checkpoint_seconds: of checkpoints written or read since the last lap,
+            tokens_per_second of all processes together, memory: GiB of the GPU at
+            most, this step.
         """
         if not self.runs:
             return {}
-        seconds = now() - self.begun - (_elsewhere["seconds"] - self.before)
+        apart = _elsewhere["seconds"] - self.before
+        seconds = now() - self.begun - apart
         self.begun, self.before = now(), _elsewhere["seconds"]
         phases = {f"seconds/{name}": each for name, each in self.seconds.items()}
         notes, self.seconds, self.notes = self.notes, {}, {}
@@ -76,6 +79,7 @@ class Clock:
             **notes,
             "seconds": seconds,
             **phases,
+            "checkpoint_seconds": apart,
             "tokens_per_second": rate,
             "memory": peak_memory(),
         }

@@ -95,6 +95,11 @@ def share(rows: Rows) -> Rows:
     return rows[rank * part : (rank + 1) * part]  # type: ignore[index]
 
 
+def of_all(rows: int) -> int:
+    """How many rows there are in all, if each process takes so many."""
+    return rows * ranks().world
+
+
 def gather_rows(mine: Tensor) -> Tensor:
     """The rows of all, in order, from equally many rows of each; undoes `share`."""
     _, world, _ = ranks()

@@ -34,6 +34,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def beside(model: nn.Module, rows: Any) -> Any:
+    """A tensor, or what has a `to` as tensors have, where the model lies."""
+    return rows.to(device_of(model))
+
+
 def place(
     model: Model,
     machine: MachineConfig,

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from minipalm.data.batches import pad_left, prompt_ids
 from minipalm.data.tokenizer import Tokenizer
 from minipalm.model.palm import PaLM
+from minipalm.model.place import beside
 from minipalm.parallel import is_first, row_by_row
 from minipalm.rlhf.sampling import Sampler
 
@@ -91,9 +92,9 @@ def answer(
         temperature: see `sampling_law`.
         batch_size: answers at a time.
     """
-    device, sample = policy.embedding.weight.device, Sampler(policy)
+    sample = Sampler(policy)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    padded, prompt_mask = (x.to(device) for x in pad_left(ids, max_prompt))
+    padded, prompt_mask = (beside(policy, x) for x in pad_left(ids, max_prompt))
     sampled = []
     with answer_bar(len(prompts), "answers") as bar:
         for few, seen in zip(padded.split(batch_size), prompt_mask.split(batch_size)):

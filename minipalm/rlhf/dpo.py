@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minipalm.model.palm import PaLM
-from minipalm.model.place import device_of, machine_of
-from minipalm.parallel import ranks, row_by_row
+from minipalm.model.place import beside, machine_of
+from minipalm.parallel import of_all, row_by_row
 from minipalm.rlhf.log import Log
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
 from minipalm.rlhf.pairs import Pairs
@@ -98,7 +98,7 @@ def pair_logprobs(
         policy: its weights get a gradient.
         pairs: on any device.
     """
-    pairs = pairs.to(device_of(policy))
+    pairs = beside(policy, pairs)
     prompts, prompt_mask = pairs.prompts.repeat(2, 1), pairs.prompt_mask.repeat(2, 1)
     answers = torch.cat([pairs.chosen, pairs.rejected])
     mask = torch.cat([pairs.chosen_mask, pairs.rejected_mask])
@@ -125,7 +125,7 @@ def reference_logprobs(
         pairs: on any device.
         batch_size: pairs at a time.
     """
-    number, at_once = len(pairs), batch_size * ranks().world
+    number, at_once = len(pairs), of_all(batch_size)
     if machine_of(reference).compile:  # for whole batches: the last pair fills them up
         number = -(-number // at_once) * at_once
 

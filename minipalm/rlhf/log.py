@@ -23,6 +23,7 @@ from minipalm.data.datasets import DataError
 from minipalm.data.files import write_text
 from minipalm.model.generate import Sampled, generate
 from minipalm.model.palm import PaLM
+from minipalm.model.place import beside
 from minipalm.parallel import barrier, check_same, is_first
 from minipalm.rlhf.answers import Tokens, answer_bar
 from minipalm.rlhf.rollout import Reward, final_scores, sample_answers
@@ -109,8 +110,8 @@ def log_answers(
     Raises:
         ValueError, InvariantError: see `minipalm.rlhf.rollout.collect`.
     """
-    device, clock, parts = policy.embedding.weight.device, Clock(policy), []
-    prompts, prompt_mask = prompts.to(device), prompt_mask.to(device)
+    clock, parts = Clock(policy), []
+    prompts, prompt_mask = beside(policy, prompts), beside(policy, prompt_mask)
     for rows in torch.arange(len(prompts)).split(batch_size or len(prompts)):
         answers, logprobs = sample_answers(
             policy,

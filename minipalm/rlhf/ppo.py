@@ -134,7 +134,7 @@ def minibatches(
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout), generator=generator)
         for rows in order.split(config.minibatch_size):
-            yield rollout[rows.to(rollout.prompts.device)]
+            yield rollout[rows]
 
 
 def minibatch_gradients(

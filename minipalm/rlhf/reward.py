@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minipalm.model.palm import PaLM
-from minipalm.model.place import machine_of
+from minipalm.model.place import beside, machine_of
 from minipalm.parallel import row_by_row
 from minipalm.rlhf.pairs import Pairs
 
@@ -216,10 +216,9 @@ def score_all(
 
     Each process scores its share, and all get all scores, on the CPU.
     """
-    device = model.trunk.embedding.weight.device
 
     def both(rows: Int[Tensor, "n"]) -> Float[Tensor, "n 2"]:
-        return torch.stack(score_pairs(model, pairs[rows].to(device)), dim=1)
+        return torch.stack(score_pairs(model, beside(model, pairs[rows])), dim=1)
 
     chosen, rejected = row_by_row(both, len(pairs), size).cpu().unbind(1)
     return chosen, rejected

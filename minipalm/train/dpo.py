@@ -103,7 +103,8 @@ def train_dpo(
         with clock.phase("update"):
             metrics = dpo_update(policy, pairs[rows], refs, optimizer, config, step)
         run.check_finite(step, loss=metrics["loss"], grad_norm=metrics["grad_norm"])
-        tokens = 2 * optim.batch_size * pairs.chosen.shape[1]
+        width = pairs.prompts.shape[1] + pairs.chosen.shape[1]
+        tokens = 2 * optim.batch_size * width
         run.log(step, **metrics, **clock.lap(tokens))
         bar.set_postfix(
             loss=f"{metrics['loss']:.3f}",

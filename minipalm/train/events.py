@@ -97,7 +97,7 @@ def scalars(row: Row, training: Training) -> dict[str, float]:
     shown["progress"] = row["step"] / max(training.steps, 1)
     if "seconds" in row:
         left = training.steps - row["step"]
-        shown["hours_left"] = row["seconds"] * left / 3600
+        shown["hours_left"] = (row["seconds"] + training.between) * left / 3600
     share = training.share(row)
     if share is not None:
         shown["share_of_ceiling"] = share

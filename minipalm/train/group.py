@@ -8,6 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 from minipalm.clock import Clock
 from minipalm.config import GroupConfig
 from minipalm.model.palm import PaLM
+from minipalm.model.place import beside
 from minipalm.parallel import summed
 from minipalm.rlhf.group import Groups, collect_groups, group_loss
 from minipalm.rlhf.kl import k3
@@ -117,12 +118,11 @@ def train_group(
     Raises:
         TrainingError: a loss is no number any more, or an invariant does not hold.
     """
-    device = policy.embedding.weight.device
     clock, sample = Clock(policy), Sampler(policy)
-    prompts, prompt_mask = prompts.to(device), prompt_mask.to(device)
+    prompts, prompt_mask = beside(policy, prompts), beside(policy, prompt_mask)
     optimizer = adamw(policy, eps=config.adam_eps)
     generator = torch.Generator().manual_seed(seed)
-    sampler = torch.Generator(device).manual_seed(seed + 1)  # a stream of its own
+    sampler = torch.Generator().manual_seed(seed + 1)  # a stream of its own
     modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
     generators = {"generator": generator, "sampler": sampler}
     start, _ = run.resume(modules, optimizers, generators)
@@ -150,7 +150,7 @@ def train_group(
             metrics |= group_update(policy, groups, optimizer, config, generator)
         run.check_finite(step, **metrics)
         run.check_weights(step, modules)
-        lap = clock.lap(groups.mask.numel())
+        lap = clock.lap(groups.prompts.numel() + groups.responses.numel())
         run.log(step, kl_coef=config.kl_coef, **metrics, **lap)
         bar.set_postfix(
             reward=f"{metrics['score']:.2f}", kl=f"{metrics['kl']:.1f}", refresh=False

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipalm.model.place import device_of
+from minipalm.model.place import beside
 from minipalm.parallel import ranks, share, summed
 
 
@@ -25,13 +25,12 @@ def mean_loss(
         size: rows at a time; 0 for all at once.
     """
     _, world, _ = ranks()
-    device = device_of(model)
     order = torch.arange(len(rows))
     alike = len(rows) // world * world  # what is left over, all compute together
     parts = [(1, part) for part in share(order[:alike]).split(size or len(rows))]
     parts += [(world, part) for part in order[alike:].split(size or len(rows))]
     sums = (
-        loss(model, rows[part].to(device), total).item() / by
+        loss(model, beside(model, rows[part]), total).item() / by
         for by, part in parts
         if len(part)
     )

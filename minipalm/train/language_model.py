@@ -1,6 +1,5 @@
 """Pretraining: predict the next token of a long stream of text."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,6 +7,7 @@ from torch import Tensor
 from minipalm.clock import Clock
 from minipalm.config import OptimConfig
 from minipalm.model.palm import PaLM
+from minipalm.model.place import beside
 from minipalm.parallel import summed
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
 from minipalm.train.run import Run, steps_left
@@ -67,7 +67,6 @@ def train_language_model(
             f"the text has {len(stream)} tokens and a training row {window}: give more"
         )
     rows = stream[: len(stream) // window * window].view(-1, window)
-    device = model.embedding.weight.device
     optimizer, clock = adamw(model, config.weight_decay, config.betas), Clock(model)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
@@ -75,7 +74,8 @@ def train_language_model(
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
         loss, total = 0.0, len(chosen) * (window - 1)
         for part in micro_batches(chosen, config.micro_batch):
-            partial = next_token_loss(model, rows[part].to(device, torch.long), total)
+            ids = beside(model, rows[part]).long()
+            partial = next_token_loss(model, ids, total)
             partial.backward()
             loss += partial.item()
         loss = summed(loss)  # over the processes that train together

@@ -7,8 +7,8 @@ import torch
 from minipalm.clock import Clock
 from minipalm.config import OfflineConfig
 from minipalm.model.palm import PaLM
-from minipalm.model.place import machine_of
-from minipalm.parallel import ranks
+from minipalm.model.place import beside, machine_of
+from minipalm.parallel import of_all
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.log import Log
 from minipalm.rlhf.offline import replay
@@ -49,9 +49,8 @@ def train_offline(
     Raises:
         TrainingError: a loss is no number any more.
     """
-    ppo, device = config.ppo, policy.embedding.weight.device
-    whole_batch = replace(ppo, micro_batch=ppo.micro_batch * ranks().world)
-    clock = Clock(policy)
+    ppo, clock = config.ppo, Clock(policy)
+    together = replace(ppo, micro_batch=of_all(ppo.micro_batch))
     policy_optimizer = adamw(policy, eps=ppo.adam_eps)
     critic_optimizer = adamw(critic, eps=ppo.adam_eps)
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +68,7 @@ def train_offline(
             policy,
             reference,
             critic,
-            batch.to(device),
+            beside(policy, batch),
             config=ppo,
             kl_coef=kl_coef,
             weight_limit=config.weight_limit,
@@ -82,13 +81,12 @@ def train_offline(
         if seen["ess"] >= config.least_ess:
             pair = policy_optimizer, critic_optimizer
             with clock.phase("update"):
-                stats = ppo_update(
-                    policy, critic, rollout, *pair, whole_batch, generator
-                )
+                stats = ppo_update(policy, critic, rollout, *pair, together, generator)
         metrics = {**seen, **asdict(stats)}
         run.check_finite(step, **metrics)
         run.check_weights(step, modules)
-        run.log(step, kl_coef=kl_coef, **metrics, **clock.lap(rollout.mask.numel()))
+        lap = clock.lap(rollout.prompts.numel() + rollout.responses.numel())
+        run.log(step, kl_coef=kl_coef, **metrics, **lap)
         bar.set_postfix(
             ess=f"{seen['ess']:.2f}", stale=f"{seen['staleness']:.2f}", refresh=False
         )

@@ -10,7 +10,8 @@ from torch import Tensor
 from minipalm.clock import Clock
 from minipalm.config import PPOConfig
 from minipalm.model.palm import PaLM
-from minipalm.parallel import ranks
+from minipalm.model.place import beside
+from minipalm.parallel import of_all
 from minipalm.rlhf.critic import Critic
 from minipalm.rlhf.gae import explained_variance
 from minipalm.rlhf.kl import KLController
@@ -31,9 +32,11 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
         unfinished: share of answers without one.
         entropy: −log π of the sampled tokens, nats a token.
         explained_variance: of the critic before the update, see `explained_variance`.
+        advantage_mean, advantage_sd: of the tokens, before whitening takes them away.
     """
     mask = rollout.mask
     finished = (mask & (rollout.responses == eos_id)).any(1)
+    advantages = (rollout.returns - rollout.values)[mask]
     return {
         "score": rollout.scores.mean().item(),
         "kl": (rollout.logprobs - rollout.ref_logprobs).sum(1).mean().item(),
@@ -41,6 +44,8 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
         "unfinished": 1 - finished.float().mean().item(),
         "entropy": -(rollout.logprobs.sum() / mask.sum()).item(),
         "explained_variance": explained_variance(rollout.values, rollout.returns, mask),
+        "advantage_mean": advantages.mean().item(),
+        "advantage_sd": advantages.std(correction=0).item(),
     }
 
 
@@ -80,15 +85,14 @@ def train_ppo(
     Raises:
         TrainingError: a loss is no number any more, or an invariant does not hold.
     """
-    device = policy.embedding.weight.device
     clock, sample = Clock(policy), Sampler(policy)
-    prompts, prompt_mask = prompts.to(device), prompt_mask.to(device)
-    whole_batch = replace(config, micro_batch=config.micro_batch * ranks().world)
+    prompts, prompt_mask = beside(policy, prompts), beside(policy, prompt_mask)
+    together = replace(config, micro_batch=of_all(config.micro_batch))
     policy_optimizer = adamw(policy, eps=config.adam_eps)
     critic_optimizer = adamw(critic, eps=config.adam_eps)
     kl = KLController(kl_coef, config.kl_target, config.kl_horizon)
     generator = torch.Generator().manual_seed(seed)
-    sampler = torch.Generator(device).manual_seed(seed + 1)  # a stream of its own
+    sampler = torch.Generator().manual_seed(seed + 1)  # a stream of its own
     modules = {"policy": policy, "critic": critic}
     optimizers = {
         "policy_optimizer": policy_optimizer,
@@ -125,7 +129,7 @@ def train_ppo(
                 rollout,
                 policy_optimizer,
                 critic_optimizer,
-                whole_batch,
+                together,
                 generator,
             )
         metrics = {**rollout_metrics(rollout, eos_id), **asdict(stats)}
@@ -133,7 +137,8 @@ def train_ppo(
         run.check_weights(step, modules)
         if measure is not None:
             metrics |= measure(rollout)
-        run.log(step, kl_coef=kl.coef, **metrics, **clock.lap(rollout.mask.numel()))
+        lap = clock.lap(rollout.prompts.numel() + rollout.responses.numel())
+        run.log(step, kl_coef=kl.coef, **metrics, **lap)
         bar.set_postfix(
             loss=f"{stats.policy_loss + stats.value_loss:.3f}",
             reward=f"{metrics['score']:.2f}",

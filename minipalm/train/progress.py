@@ -8,8 +8,9 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from minipalm.config import Preset, get_preset
@@ -50,7 +51,14 @@ class Training:
         recent = [row["seconds"] for row in self.rows[-50:] if "seconds" in row]
         if not recent:
             return None
-        return median(recent) * max(self.steps - self.done, 0)
+        return (median(recent) + self.between) * max(self.steps - self.done, 0)
+
+    @cached_property
+    def between(self) -> float:
+        """Seconds of checkpoints for each step that is done, mean."""
+        if not self.rows:
+            return 0.0
+        return fmean(row.get("checkpoint_seconds", 0.0) for row in self.rows)
 
     def share(self, row: Row) -> float | None:
         """Of the ceiling, in a row's step: operations of the models, none twice."""

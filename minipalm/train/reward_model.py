@@ -2,6 +2,7 @@
 
 from minipalm.clock import Clock
 from minipalm.config import RewardConfig
+from minipalm.model.place import beside
 from minipalm.parallel import summed
 from minipalm.rlhf.pairs import Pairs
 from minipalm.rlhf.reward import RewardModel, pairwise_loss, score_pairs
@@ -24,7 +25,7 @@ def train_reward_model(
 
     Args:
         model: changed in place; its scale is not (see `RewardModel.fit_scale`).
-        pairs: on any device; moved to the model's part by part.
+        pairs: moved part by part to where the model lies.
         config: `optim` and `margin` are read.
         run: where metrics and checkpoints go.
         seed: fixes the order of the pairs.
@@ -35,7 +36,6 @@ def train_reward_model(
     """
     optim = config.optim
     optimizer, clock = adamw(model, optim.weight_decay, optim.betas), Clock(model)
-    device = model.trunk.embedding.weight.device
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
     start, _ = run.resume(modules, optimizers)
     for step, bar in steps_left(start, optim.steps, run.name):
@@ -43,7 +43,7 @@ def train_reward_model(
         loss = accuracy = 0.0
         for part in micro_batches(chosen_rows, optim.micro_batch):
             share = len(part) / len(chosen_rows)
-            some = pairs[part].to(device)
+            some = beside(model, pairs[part])
             chosen, rejected = score_pairs(model, some)
             partial = share * pairwise_loss(chosen, rejected, config.margin)
             partial.backward()

@@ -5,6 +5,7 @@ import torch
 from minipalm.clock import Clock
 from minipalm.config import OptimConfig
 from minipalm.model.palm import PaLM
+from minipalm.model.place import beside
 from minipalm.parallel import summed
 from minipalm.rlhf.sft import Rows, sft_loss
 from minipalm.train.optim import adamw, batch_rows, micro_batches, optimizer_step
@@ -27,7 +28,7 @@ def sft_step(
     Args:
         model: changed in place, once.
         optimizer: of all its weights.
-        rows: the batch; moved to the model's device part by part.
+        rows: the batch; moved to where the model lies.
         config: `micro_batch` says how many rows a part has at most, 0 for all; the rest
             is for `optimizer_step`.
         step: from 1.
@@ -39,11 +40,11 @@ def sft_step(
     Example: four rows with 2, 4, 6 and 8 response tokens and micro_batch=2 are two
     backward passes; both divide by 20.
     """
-    device = model.embedding.weight.device
-    total = rows.mask.sum().to(device)
+    rows = beside(model, rows)
+    total = rows.mask.sum()
     loss = 0.0
     for part in micro_batches(torch.arange(len(rows)), config.micro_batch):
-        partial = sft_loss(model, rows[part].to(device), total)
+        partial = sft_loss(model, rows[part], total)
         partial.backward()
         loss += partial.item()
     return loss, optimizer_step(model, optimizer, config, step)

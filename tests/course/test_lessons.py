@@ -4,11 +4,14 @@ import ast
 import re
 
 import jupytext
+import nbformat
 import pytest
 
 from minipalm.course import ROOT
 from minipalm.course.documents import lessons
 from minipalm.course.exercise import exercises, of_lesson
+from minipalm.spmd import CLASSROOM
+from minipalm.train.progress import STAGES
 
 LESSONS = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py"))
 EVERY = [pytest.param(path, id=path.stem) for path in LESSONS]
@@ -129,3 +132,37 @@ def test_every_lesson_fits_into_class():
 
 def test_the_course_has_at_least_45_exercises():
     assert len(exercises()) >= 45
+
+
+# --- the stages of a batch run ------------------------------------------------------
+
+MACHINERY = {"rank", "ranks", "world", "is_first", "barrier", "distributed"}
+MACHINERY |= {"device", "device_of", "cuda", "is_available"}
+
+
+class NotOfAnother(ast.NodeTransformer):
+    """Drops `device=x.device`: a new tensor beside an old one is no matter of size."""
+
+    def visit_keyword(self, node):
+        return None if node.arg == "device" else node
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_cell_of_a_stage_knows_scale_rank_or_device(stage):
+    cells = nbformat.read(ROOT / "solutions" / f"{stage}.ipynb", 4).cells
+    batch = [
+        cell.source
+        for cell in cells
+        if cell.cell_type == "code" and CLASSROOM not in cell.metadata.get("tags", [])
+    ]
+    assert len(batch) > 5
+    for source in batch:
+        tree = NotOfAnother().visit(ast.parse(source))
+        nodes = list(ast.walk(tree))
+        names = {n.id for n in nodes if isinstance(n, ast.Name)}
+        names |= {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+        names |= {n.name for n in nodes if isinstance(n, ast.alias)}
+        assert not names & MACHINERY, source
+        asked = [n.test for n in nodes if isinstance(n, ast.If | ast.IfExp | ast.While)]
+        used = {n.id for test in asked for n in ast.walk(test) if hasattr(n, "id")}
+        assert "scale" not in used, source

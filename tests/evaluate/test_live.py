@@ -273,6 +273,9 @@ def test_the_seconds_left_are_those_of_the_steps_left():
     rows = [{"step": n, "seconds": 100.0 if n < 30 else 2.0} for n in range(1, 101)]
     assert Training("x", 400, rows).seconds_left == 600.0
     assert Training("x", 400, [{"step": 1}]).seconds_left is None
+    for row in rows:
+        row["checkpoint_seconds"] = 0.0 if row["step"] % 4 else 12.0
+    assert Training("x", 400, rows).seconds_left == 600.0 + 300 * 3.0
 
 
 @pytest.mark.parametrize(

@@ -976,14 +976,14 @@ STEP = Exercise(
         Trap(
             "Each part divides by its own tokens, so the sum is several times the "
             "mean. Give sft_loss the total of the whole batch.",
-            ("rows[part].to(device), total)", "rows[part].to(device))"),
+            ("rows[part], total)", "rows[part])"),
         ),
         Trap(
             "This is a mean of the parts' means: parts with few response tokens weigh "
             "too much. Divide each by the total of the batch.",
             (
-                "sft_loss(model, rows[part].to(device), total)",
-                "sft_loss(model, rows[part].to(device)) / "
+                "sft_loss(model, rows[part], total)",
+                "sft_loss(model, rows[part]) / "
                 "len(micro_batches(torch.arange(len(rows)), config.micro_batch))",
             ),
         ),
@@ -991,8 +991,8 @@ STEP = Exercise(
             "It averages twice: each part is divided by the batch's total already, and "
             "then again by the number of parts.",
             (
-                "sft_loss(model, rows[part].to(device), total)",
-                "sft_loss(model, rows[part].to(device), total) / "
+                "sft_loss(model, rows[part], total)",
+                "sft_loss(model, rows[part], total) / "
                 "len(micro_batches(torch.arange(len(rows)), config.micro_batch))",
             ),
         ),
