@@ -14,6 +14,7 @@ from datetime import timedelta
 SIGN = 1.0  # seconds between two signs of life
 LOST = 20.0  # seconds without one
 JOIN = timedelta(minutes=10)  # for the others to begin, and to give their first
+NO_STORE = "machine 0 is lost"  # and what the machines could say to each other
 
 
 class Heartbeat:
@@ -33,6 +34,7 @@ class Heartbeat:
         self.host, self.port = host, port
         self.number, self.others = number, [n for n in range(count) if n != number]
         self.seen = {n: (0, time.monotonic()) for n in self.others}
+        self.lost: set[int] = set()  # as machine 0 found
         self.ended = self.reason = ""
         self.over = threading.Event()
         self.asking = threading.Thread(target=self._ask, daemon=True)
@@ -58,7 +60,8 @@ class Heartbeat:
         """Say that this machine has ended: badly, if there is a reason."""
         self.reason = reason
         self.over.set()
-        self.asking.join(6 * SIGN)  # no longer: nobody may be there to hear it
+        if self.ended != NO_STORE:  # nobody would hear it
+            self.asking.join(6 * SIGN)
 
     def __exit__(self, *_: object) -> None:
         if not self.over.is_set():
@@ -73,7 +76,7 @@ class Heartbeat:
             self._say_goodbye()
         except RuntimeError:  # the store is gone
             if not self.over.is_set():
-                self._stop("machine 0 is lost")
+                self._stop(NO_STORE)
 
     def _give_a_sign(self) -> None:
         self.store.add(f"signs/{self.number}", 1)
@@ -90,16 +93,18 @@ class Heartbeat:
                 self.seen[n] = signs, time.monotonic()
             elif time.monotonic() - since > patience:
                 self.store.set("ended", f"machine {n} is lost")
+                self.lost.add(n)
 
     def _say_goodbye(self) -> None:
         """Leave a word for the others; machine 0, which has the store, waits a while
-        for theirs."""
+        for theirs, but not for those that are lost."""
         if self.reason:
             self.store.set("ended", self.reason)
         self.store.set(f"left/{self.number}", "")
         deadline = time.monotonic() + 5 * SIGN
         for n in self.others if self.number == 0 else []:
-            while self.seen[n][0] and not self.store.check([f"left/{n}"]):
+            here = self.seen[n][0] and n not in self.lost
+            while here and not self.store.check([f"left/{n}"]):
                 if time.monotonic() > deadline:
                     return
                 time.sleep(0.1)
@@ -107,7 +112,7 @@ class Heartbeat:
     def _look(self) -> None:
         while not self.over.wait(SIGN) and not self.ended:
             if time.monotonic() - self.answered > LOST:
-                self._stop("machine 0 is lost")
+                self._stop(NO_STORE)
 
     def _stop(self, reason: str) -> None:
         if not self.ended:

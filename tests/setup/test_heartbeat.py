@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 import time
 from datetime import timedelta
 
@@ -82,3 +83,33 @@ def test_who_hears_that_another_ended_badly_says_its_reason(machine, stopped):
         one.leave("rank 1 ended by SIGKILL")
         wait_for(zero)
         assert zero.ended == "rank 1 ended by SIGKILL" and len(stopped) == 1
+
+
+def seconds_to_leave(beat, monkeypatch):
+    monkeypatch.setattr(heartbeat, "SIGN", 1.0)  # as it is: 5 seconds for a goodbye
+    begin = time.monotonic()
+    beat.leave(beat.ended)
+    monkeypatch.setattr(heartbeat, "SIGN", 0.05)
+    return time.monotonic() - begin
+
+
+def test_nobody_waits_for_the_goodbye_of_a_machine_that_is_lost(
+    machine, stopped, monkeypatch
+):
+    with machine(0) as zero:
+        TCPStore(zero.host, zero.port, is_master=False).add("signs/1", 1)
+        wait_for(zero)
+        assert zero.ended == "machine 1 is lost"
+        assert seconds_to_leave(zero, monkeypatch) < 3
+
+
+def test_nobody_takes_leave_of_machine_0_when_that_is_lost(
+    machine, stopped, monkeypatch
+):
+    with machine(0), machine(1) as one:
+        answer = threading.Event()
+        one._exchange = answer.wait  # a question that machine 0 never answers
+        wait_for(one)
+        assert one.ended == "machine 0 is lost" and len(stopped) == 1
+        assert seconds_to_leave(one, monkeypatch) < 3
+        answer.set()
