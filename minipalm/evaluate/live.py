@@ -163,8 +163,6 @@ def curves(progress: Progress) -> list[str]:
     shown = []
     if losses:
         figure = plot.stage_curves(losses)
-        for ax in figure.axes[len(losses) :]:
-            ax.set_axis_off()
         shown.append(picture(figure, "stages", "Pale: each step. Strong: a mean."))
     if ppo:
         figure = plot.ppo_dashboard(ppo)

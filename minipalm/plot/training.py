@@ -75,8 +75,10 @@ def stage_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """What each stage of the pipeline minimised, and what PPO maximised.
 
     Args:
-        curves: at most four of `STAGES` -> pairs of step and value.
+        curves: at most four of `STAGES` -> pairs of step and value. One without any,
+            as of pretraining that another run has done, has no panel.
     """
+    curves = {name: points for name, points in curves.items() if points}
     means = {}
     for name, points in curves.items():
         values = [value for _, value in points]
@@ -94,6 +96,8 @@ def stage_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         ax.plot(steps, mean, color=color, linewidth=2)
         ax.set(xlabel="iteration" if name == "ppo" else "step", xlim=(0, None))
         head(ax, STAGES[name])
+    for ax in axes[len(curves) :]:
+        ax.remove()
     return figure
 
 

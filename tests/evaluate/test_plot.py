@@ -63,6 +63,9 @@ FIGURES = {
         {name: noisy_rows(5_000) for name in ("policy", "trunk")}
     ),
     "stage_curves": lambda: plot.stage_curves(EVALUATION["losses"]),
+    "stage_curves without pretraining": lambda: plot.stage_curves(
+        EVALUATION["losses"] | {"pretrain": []}
+    ),
     "lengths_histogram": lambda: plot.lengths_histogram(
         {"demonstrations": [4, 8, 9, 9, 15, 30], "prompts": [7, 8, 8]}, limit=26
     ),
