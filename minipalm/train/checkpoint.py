@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minipalm.model.place import is_sharded
 from minipalm.parallel import barrier, is_first
+from minipalm.train.piecewise import save_file
 
 Tensors = dict[str, Tensor]
 TENSORS, STATE = "tensors.safetensors", "state.json"

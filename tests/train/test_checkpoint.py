@@ -2,10 +2,13 @@
 
 import os
 import subprocess
+import weakref
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from minipalm.model.palm import PaLM
@@ -106,6 +109,48 @@ def test_the_one_set_aside_is_read_while_there_is_no_other(tmp_path):
     write_checkpoint(tmp_path / "a", {"m/w": torch.zeros(2)}, {"n": 2})
     assert read_state(tmp_path / "a") == {"n": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_is_the_library_s_own(tmp_path):
+    tensors = {
+        "m/é": torch.randn(3, 5),
+        "m/b": torch.randn(2, 2).bfloat16(),
+        "o/0.step": torch.tensor(7.0),
+        "generator/state": torch.arange(9, dtype=torch.uint8),
+        "n/count": torch.tensor([1, 2, 3]),
+        "n/none": torch.zeros(0, 4),
+        "n/some": torch.tensor([True, False, True]),
+        "m/a": nn.Parameter(torch.randn(4)),
+    }
+    checkpoint.save_file(tensors, tmp_path / "ours")
+    safetensors.torch.save_file(tensors, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    kinds = (torch.float64, torch.float16, torch.int32, torch.bfloat16)
+    tensors = {str(kind): torch.arange(5).to(kind) for kind in kinds}
+    checkpoint.save_file(tensors, tmp_path / "ours")
+    found = load_file(tmp_path / "ours")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], x) for name, x in tensors.items())
+    assert all(found[name].dtype == x.dtype for name, x in tensors.items())
+
+
+def test_a_file_is_written_with_one_tensor_in_memory_at_a_time(tmp_path, monkeypatch):
+    """As of a GPU, each is copied; at most two of 16 are there at once."""
+    alive = weakref.WeakSet()
+    most = 0
+
+    def copied(x):
+        nonlocal most
+        copy = x.clone()
+        alive.add(copy)
+        most = max(most, len(alive))
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "cpu", copied)
+    tensors = {f"m/{n}": torch.full((1000,), float(n)) for n in range(16)}
+    write_checkpoint(tmp_path / "a", tensors, {})
+    assert 1 <= most <= 2
+    assert read_tensors(tmp_path / "a", "m")["7"].unique().tolist() == [7]
 
 
 @pytest.mark.parametrize("fails", ["save_file", "fsync", "rename", "interrupt"])
