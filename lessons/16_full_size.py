@@ -61,14 +61,23 @@ from minipalm.train.optim import adamw, set_lr
 from minipalm.train.stage import finished_stage
 
 # %% tags=["classroom"]
+from minipalm.config import MachineConfig
 from minipalm.course.check import check, progress
 from minipalm.course.classroom import borrow
+from minipalm.data.batches import pad_left, prompt_ids
+from minipalm.data.datasets import read_prompts
+from minipalm.model.place import place
+from minipalm.plot.scale import ratio_spread
+from minipalm.rlhf.logprobs import response_logits, token_logprobs
+from minipalm.rlhf.sampling import Sampler
+from minipalm.train.networks import load_policy, tokenizer_of
+from minipalm.train.stage import stage_summary
 
 # %%
 os.chdir(ROOT)  # paths are from the repository's folder
 
 # %% tags=["classroom"]
-borrow(out, ("11_ppo",), scale)
+borrow(out, ("06_palm", "11_ppo"), scale)
 
 # %%
 preset = get_preset(planned)
@@ -218,7 +227,8 @@ def lie(gpus: int, rows: int):
         machine = replace(preset.machine, lora_rank=rank, recompute=again)
         tokens = rows * preset.window
         ways[name] = training_peak(policy, machine, tokens, gpus, rank > 0)
-    return memory_bars(ways, GPUS["a100-80g"], f"{gpus} GPU, {rows} rows each")
+    title = f"{gpus} GPU, {rows} rows each"
+    return memory_bars(ways, GPUS["a100-80g"], title, gpus)
 
 
 interactive(lie, gpus=(1, 8, 1, 1), rows=(1, 16, 1, 4))
@@ -465,6 +475,98 @@ Markdown(table.partition("<!--")[0])
 # of. A step of sampling reads every weight once, in hundreds of small kernels,
 # each of which has a beginning and an end.
 # [How it was measured](../bench/README.md).
+
+# %% [markdown]
+# ## Whose log-probabilities?
+#
+# PPO's ratio divides a token's probability by the old one, under which it was
+# drawn. The sampler knew that: token by token, with a cache. Training computes
+# it again, whole rows at once: the same formula, in another order. In bfloat16
+# every order rounds otherwise.
+#
+# So there is a choice, `reuse_logprobs`: keep the sampler's numbers, or let
+# training's own pass read every answer once more, before it learns.
+
+# %% tags=["classroom"]
+own = get_preset(scale)
+tokenizer = tokenizer_of(out)
+kept = stage_summary(out, "11_ppo")["kl_coefs"][0]
+saved = load_policy(out, "11_ppo", own, tokenizer, f"beta-{kept:g}")
+records = read_prompts("data/prompts.jsonl")[:256]
+asked = pad_left(
+    [prompt_ids(tokenizer, one.prompt) for one in records], own.max_prompt
+)
+
+# %% [markdown]
+# **Predict.** You sample, and no weight has changed yet: the ratio ought to be
+# one. How far from it are the tokens, with either choice? And in float32?
+
+
+# %% tags=["classroom"]
+@cache
+def first_ratios(compute: str) -> dict[str, Tensor]:
+    """Of every token, by whose numbers the old ones are."""
+    policy = place(saved, MachineConfig(compute=compute, decoder=True))
+    sampled = Sampler(policy)(
+        policy,
+        *asked,
+        max_new_tokens=own.max_response,
+        eos_id=tokenizer.eos_id,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    answers = (*asked, sampled.responses, sampled.mask)
+
+    def read() -> Tensor:  # as training does
+        logits = response_logits(policy, *answers)
+        return token_logprobs(logits, sampled.responses)[sampled.mask]
+
+    with torch.no_grad():
+        olds = {"recomputed": read(), "reused": sampled.logprobs[sampled.mask]}
+    return {name: (read() - old).exp().detach() for name, old in olds.items()}
+
+
+interactive(
+    lambda compute: ratio_spread(first_ratios(compute), own.ppo.clip),
+    compute=["bfloat16", "float32"],
+)
+
+# %% [markdown]
+# Recomputed, it is one: the same kernels did the same work twice. Reused, it
+# is blurred around one, and the clip is far away. In float32 the choice hardly
+# matters, so on a laptop the pass is saved.
+#
+# Which is right? The tokens came from the sampler's law, so importance
+# sampling divides by *its* numbers. Recomputing makes the ratio quiet, and
+# hides that two laws differ.
+#
+# **Predict.** In the large policy, which part of an iteration is that pass?
+
+# %%
+measured = json.loads(Path("data/results/full_size.json").read_text("utf-8"))
+both = measured["old_logprobs"]
+for way in ("recomputed", "reused"):
+    print(
+        f"{way:11}{both[f'{way}/seconds']:6.2f} s, log ratio at first "
+        f"{both[f'{way}/gap']:.4f} nats a token, at most "
+        f"{both[f'{way}/farthest']:.2f}, {both[f'{way}/outside']:.0%} outside"
+    )
+print(f"the pass took {both['recomputed/pass_seconds']:.2f} s of the first\n")
+costs = json.loads(Path("data/results/full_methods.json").read_text("utf-8"))
+for name, row in costs["methods"].items():
+    if seconds := row["phases"].get("logprobs"):
+        print(f"{name:8} the pass is {seconds / row['seconds']:.0%}")
+print(f"two GPUs: sampler_gap {measured['two_ppo']['sampler_gap']:.4f} nats")
+
+# %% [markdown]
+# There recomputing does not give one either. A block that keeps something for
+# its gradient is compiled otherwise than one that does not, and rounds
+# elsewhere. The blur becomes smaller, and that is all. (One iteration each
+# way, with adapters and random weights: it says nothing about learning.)
+
+# %% [markdown]
+# Why do the presets for GPUs pay for it? Because the pass is a test: every
+# iteration writes down `sampler_gap`, and a sampler with a bug stops the run.
+# Who trusts the sampler may reuse, and saves the seconds.
 
 # %% [markdown]
 # ## Reading a batch run

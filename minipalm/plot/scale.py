@@ -228,6 +228,35 @@ def survival_curve(surviving_share: Share, weights: Tensor, lr: float) -> Figure
     return figure
 
 
+def ratio_spread(ratios: Mapping[str, Tensor], clip: float) -> Figure:
+    """The ratio of every token before the first step; dashed, where it is clipped.
+
+    Args:
+        ratios: π/π_old by whose numbers the old ones are.
+        clip: ε.
+    """
+    said = ", ".join(f"{name} {one.std():.1g}" for name, one in ratios.items())
+    outside = max(
+        ((one - 1).abs() > clip).float().mean().item() for one in ratios.values()
+    )
+    figure, axes = new_figure(
+        f"Spread of the first ratio: {said}; at most {percent(outside)} of the tokens "
+        "are clipped",
+        columns=len(ratios),
+        height=3.2,
+        sharey=True,
+    )
+    edges = [1 + clip * (n - 0.5) / 40 for n in range(-49, 51)]
+    for ax, color, (name, one) in zip(axes, ("ppo", "gold"), ratios.items()):
+        ax.hist(one.numpy(), bins=edges, color=COLORS[color])
+        for edge in (1 - clip, 1 + clip):
+            ax.axvline(edge, **DASHED)
+        head(ax, f"old log-probabilities {name}", 10)
+        ax.set(xlabel="ratio before the first step", yscale="log")
+    axes[0].set_ylabel("tokens")
+    return figure
+
+
 def training_curves(runs: Mapping[str, Sequence[float]]) -> Figure:
     """Losses of the same run under other roundings, step by step."""
     ends = ", ".join(f"{name} {losses[-1]:.3f}" for name, losses in runs.items())
