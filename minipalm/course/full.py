@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from minipalm.config import Preset, get_preset
+from minipalm.config import PRESETS, Preset, get_preset
 from minipalm.course import ROOT
 from minipalm.course.adopt import adopt
 from minipalm.course.made_from import refused, stale_stages
@@ -34,7 +34,10 @@ from minipalm.course.run import (
     signals_as_they_were,
 )
 from minipalm.data.lock import lock
+from minipalm.model.palm import count_parameters
 from minipalm.scale.disk import rooms
+from minipalm.scale.plan import check_ranks
+from minipalm.scale.reserve import let_memory_grow
 from minipalm.stopping import stop_on_signals
 from minipalm.train.events import following
 from minipalm.train.progress import read_progress, write_machine
@@ -53,25 +56,13 @@ def find_gpus(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def check_ranks(preset: Preset, ranks: int) -> None:
-    """Raises ValueError if so many ranks cannot train what the preset wants."""
-    if ranks > 1 and preset.machine.lora_rank:
-        raise ValueError(f"adapters are for one GPU, and not {ranks}: add --gpus 1")
-    for name, size in {
-        "pretrain.batch_size": preset.pretrain.batch_size,
-        "sft.batch_size": preset.sft.batch_size,
-        "reward.optim.batch_size": preset.reward.optim.batch_size,
-        "ppo.batch_size": preset.ppo.batch_size,
-        "ppo.minibatch_size": preset.ppo.minibatch_size,
-        "methods.dpo.optim.batch_size": preset.methods.dpo.optim.batch_size,
-        "methods.rloo.minibatch_size": preset.methods.rloo.minibatch_size,
-        "methods.grpo.minibatch_size": preset.methods.grpo.minibatch_size,
-    }.items():
-        if size % ranks:
-            raise ValueError(
-                f"{name} is {size}, which {ranks} ranks cannot share equally: take "
-                "another number of them, or another size in minipalm/config.py"
-            )
+def check_gpus(preset: Preset, gpus: list[str], cpus: int | None) -> None:
+    """Raises ValueError if a network of billions would begin on a CPU unasked."""
+    if not gpus and cpus is None and count_parameters(preset.policy) > 10**9:
+        raise ValueError(
+            "PyTorch finds no GPU here (see nvidia-smi; is it PyTorch for CUDA?). To "
+            "go on without, give --cpus 1; for a first try there is --scale smoke"
+        )
 
 
 def check_disk(
@@ -136,7 +127,9 @@ def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
         prog="./course full", description="Run it all in batch, on GPUs."
     )
     parser.add_argument(
-        "--scale", default="full", help="full, full-lora or small (default: full)"
+        "--scale",
+        default="full",
+        help=f"{', '.join(PRESETS)}, or full:3 for three steps (default: full)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: runs/SCALE")
@@ -167,6 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     try:  # whatever can be wrong is said before anything runs
         preset = get_preset(args.scale)
         gpus = find_gpus(args)
+        check_gpus(preset, gpus, args.cpus)
         nodes = find_nodes(args, len(gpus))
         check_ranks(preset, nodes.ranks * nodes.count)
         check_place(args.out, args.scale, args.seed)
@@ -176,6 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         cores = (os.cpu_count() or 1) // nodes.ranks
         if not is_small(args.scale):
             os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
+            let_memory_grow()
         with signals_as_they_were():
             stop_on_signals()
             stale = stale_stages(args, args.inputs)
@@ -200,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
 
                     write_page(args.out)  # again, with what the machine did
                 return status
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
 

@@ -5,12 +5,15 @@ python -m minipalm.scale --preset full-lora --gpu h200 --price 2.9
 """
 
 import argparse
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from minipalm.config import PRESETS, Preset, get_preset
 from minipalm.scale.gpu import GIB, GPUS, get_gpu
-from minipalm.scale.plan import plan
+from minipalm.scale.plan import check_ranks, plan
 from minipalm.scale.report import (
     advice,
     budget,
@@ -24,6 +27,22 @@ from minipalm.scale.report import (
 from minipalm.scale.reserve import GROWING, NAMES, OUTSIDE
 from minipalm.scale.stages import DISK, START, Stage
 
+MOST = 8  # GPUs of one machine; of the wire between machines the plan knows nothing
+
+
+def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Any:
+    """What argparse takes for a type: a finite number from least to most."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not (math.isfinite(value) and least <= value <= most):
+            limits = f"{least:g} or more" if most == math.inf else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"expected {limits} (got {text})")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the text is no number
+    return read
+
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -34,19 +53,33 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--preset", default="full", choices=on_gpu)
     parser.add_argument("--gpu", default="a100-80g", choices=GPUS)
     parser.add_argument(
-        "--gpus", type=int, help="of one machine; 8, or 1 where adapters are trained"
+        "--gpus",
+        type=number(int, 1, MOST),
+        help="of one machine; 8 for `full` without adapters, else 1",
     )
-    parser.add_argument("--lora", type=int, metavar="RANK", help="0: all weights")
+    parser.add_argument(
+        "--lora", type=number(int, 0), metavar="RANK", help="0: all weights"
+    )
     parser.add_argument("--recompute", action="store_true", help="activations, twice")
-    parser.add_argument("--micro-batch", type=int, metavar="ROWS", help="on each GPU")
     parser.add_argument(
-        "--price", type=float, help="dollars a GPU-hour; by default an assumption"
+        "--micro-batch", type=number(int, 1), metavar="ROWS", help="on each GPU"
     )
     parser.add_argument(
-        "--disk", type=float, default=DISK / 1e9, help="GB/s of checkpoints; 2"
+        "--price",
+        type=number(float, 0),
+        help="dollars a GPU-hour; by default an assumption",
     )
     parser.add_argument(
-        "--budget", type=float, default=5000.0, help="GPU-hours to spend; 5000"
+        "--disk",
+        type=number(float, 1e-3),
+        default=DISK / 1e9,
+        help="GB/s of checkpoints; 2",
+    )
+    parser.add_argument(
+        "--budget",
+        type=number(float, 1),
+        default=5000.0,
+        help="GPU-hours to spend; 5000",
     )
     return parser.parse_args(argv)
 
@@ -109,7 +142,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         preset = changed(get_preset(args.preset), args)
         if args.gpus is None:
-            args.gpus = 1 if preset.machine.lora_rank else 8
+            whole = args.preset == "full" and not preset.machine.lora_rank
+            args.gpus = MOST if whole else 1
+        check_ranks(preset, args.gpus)
         gpu = get_gpu(args.gpu, args.price)
         stages = plan(preset, gpu, args.gpus, 1e9 * args.disk)
     except ValueError as error:

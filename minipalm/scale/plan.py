@@ -67,3 +67,24 @@ def plan(preset: Preset, gpu: GPU, gpus: int = 1, disk: float = DISK) -> list[St
         ppo_stage(exact, *where),
         evaluation_stage(exact, gpu, gpus),
     ]
+
+
+def check_ranks(preset: Preset, ranks: int) -> None:
+    """Raises ValueError if so many ranks cannot train what the preset wants."""
+    if ranks > 1 and preset.machine.lora_rank:
+        raise ValueError(f"adapters are for one GPU, and not {ranks}: add --gpus 1")
+    for name, size in {
+        "pretrain.batch_size": preset.pretrain.batch_size,
+        "sft.batch_size": preset.sft.batch_size,
+        "reward.optim.batch_size": preset.reward.optim.batch_size,
+        "ppo.batch_size": preset.ppo.batch_size,
+        "ppo.minibatch_size": preset.ppo.minibatch_size,
+        "methods.dpo.optim.batch_size": preset.methods.dpo.optim.batch_size,
+        "methods.rloo.minibatch_size": preset.methods.rloo.minibatch_size,
+        "methods.grpo.minibatch_size": preset.methods.grpo.minibatch_size,
+    }.items():
+        if size % ranks:
+            raise ValueError(
+                f"{name} is {size}, which {ranks} ranks cannot share equally: take "
+                "another number of them, or another size in minipalm/config.py"
+            )

@@ -142,7 +142,9 @@ def advice(stages: list[Stage], preset: Preset, gpu: GPU, gpus: int) -> list[str
             continue
         tight = answer == "tight"
         missing = (one.peak + tight * one.held + OUTSIDE - gpu.memory) / GIB
-        tries = ["more GPUs", "a smaller micro-batch"]
+        tries = ["a smaller micro-batch"]
+        if not preset.machine.lora_rank:
+            tries.insert(0, "more GPUs")
         if not preset.machine.recompute:
             tries.insert(0, "--recompute")
         if not preset.machine.lora_rank and not one.pretrains:
@@ -154,4 +156,16 @@ def advice(stages: list[Stage], preset: Preset, gpu: GPU, gpus: int) -> list[str
                 "as it did where it was measured"
             )
         lines.append(f"{one.name} {says}. Try {', '.join(tries)}.")
+    if lines:
+        lines.append(
+            "These options are the plan's. For a run, change the preset in "
+            "minipalm/config.py: machine.recompute,\nmachine.lora_rank, micro_batch; "
+            "full-lora is a preset for one GPU."
+        )
+    if preset.machine.lora_rank and preset.machine.weights == "bfloat16":
+        lines.append(
+            "06 in bfloat16 shows that it runs, but rounds small steps away. For a "
+            "policy of worth take 06\nfrom a run of full: ./course full --pretrained, "
+            "see docs/full_size.md."
+        )
     return lines

@@ -249,7 +249,8 @@ def test_advice_names_the_stage_and_what_is_missing():
     assert "--lora 16" in lines[1]
     assert advice(plan(FULL, a100, 8), FULL, a100, 8) == []
     less = replace(FULL, machine=replace(FULL.machine, recompute=True))
-    [line] = advice(plan(less, a100, 2), less, a100, 2)
+    line, where = advice(plan(less, a100, 2), less, a100, 2)
+    assert "minipalm/config.py" in where
     assert line.startswith("11 PPO is tight: ") and "--recompute" not in line
 
 
@@ -280,12 +281,38 @@ def test_the_command_takes_other_dials(capsys):
 
 
 def test_the_command_refuses_nonsense_in_one_line(capsys):
-    assert main(["--gpus", "0"]) == 2
-    assert capsys.readouterr().err == "expected 1 GPU or more (got 0)\n"
     assert main(["--gpus", "2", "--lora", "16"]) == 2
     assert "adapters are for one GPU" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--preset", "toy"])
+    assert main(["--gpus", "3"]) == 2
+    assert "3 ranks cannot share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--preset toy",
+        "--gpus 0",
+        "--gpus 16",
+        "--lora -1",
+        "--micro-batch 0",
+        "--disk 0",
+        "--price nan",
+        "--budget -5",
+        "--budget many",
+    ],
+)
+def test_no_number_that_cannot_be_is_planned_with(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words.split())
+    assert stopped.value.code == 2
+    assert f"argument {words.split()[0]}" in capsys.readouterr().err
+
+
+def test_a_plan_of_adapters_says_what_pretraining_in_bfloat16_is_worth(capsys):
+    main(["--preset", "full-lora"])
+    assert "--pretrained" in capsys.readouterr().out
+    main(["--preset", "small", "--gpu", "8g"])
+    assert capsys.readouterr().out.startswith("1 × ")
 
 
 def test_the_page_says_what_the_planner_says():

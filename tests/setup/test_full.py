@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from minipalm.config import get_preset
-from minipalm.course import ROOT
-from minipalm.course.full import check_ranks
+from minipalm.course import ROOT, full
+from minipalm.course.full import check_gpus, check_ranks
 from minipalm.course.nodes import Nodes, find_nodes
 from minipalm.course.supervise import how_it_ended
 from minipalm.data.tokenizer import train_tokenizer
@@ -567,6 +567,22 @@ def test_ranks_that_cannot_share_the_work_are_refused(scale, ranks, message):
         check_ranks(get_preset(scale), ranks)
     check_ranks(get_preset(scale), 1)
     check_ranks(get_preset("full"), 8)
+
+
+def test_billions_of_weights_do_not_begin_on_a_cpu_unasked():
+    for scale in ("full", "full-lora:3"):
+        with pytest.raises(ValueError, match="finds no GPU"):
+            check_gpus(get_preset(scale), [], None)
+        check_gpus(get_preset(scale), ["NVIDIA H200"], None)
+        check_gpus(get_preset(scale), [], 2)
+    check_gpus(get_preset("small"), [], None)
+
+
+def test_a_folder_that_cannot_be_is_said_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert full.main(["--scale", "smoke", "--out", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path / "file") in said
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
