@@ -7,8 +7,11 @@ wants to know why the stage ended looks at all of them.
 
 import json
 import re
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from minipalm.stopping import Stopped
 
 OWN, LOST, STOPPED = "own", "lost", "stopped"
 SUFFIX = ".ended.json"
@@ -66,19 +69,51 @@ def first_cause(ends: list[End]) -> End | None:
 def last_cell(output: Path) -> tuple[str, tuple[str, str] | None]:
     """Where a partial notebook ends: "cell [16]: ", and the cell's error if it has one.
 
-    The error is its name and its message. Both are empty where nothing has run.
+    The error is its name and its message. Both are empty where nothing has begun.
     """
     try:
         cells = json.loads(output.read_text("utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError):
         return "", None
-    number, error = None, None
-    for cell in cells:
-        begun = cell["metadata"].get("papermill", {}).get("start_time")
-        if cell["cell_type"] != "code" or not begun:
-            continue
-        number, error = cell["execution_count"] or number, None
-        for each in cell["outputs"]:
-            if each["output_type"] == "error":
-                error = each["ename"], each["evalue"]
-    return ("" if number is None else f"cell [{number}]: "), error
+    begun = [
+        cell
+        for cell in cells
+        if cell["cell_type"] == "code"
+        and cell["metadata"].get("papermill", {}).get("start_time")
+    ]
+    if not begun:
+        return "", None
+    numbers = [cell["execution_count"] or 0 for cell in begun]
+    number = numbers[-1] or max(numbers) + 1  # it died before it was given one
+    errors = [out for out in begun[-1]["outputs"] if out["output_type"] == "error"]
+    raised = (errors[0]["ename"], errors[0]["evalue"]) if errors else None
+    return f"cell [{number}]: ", raised
+
+
+def kernel_died(error: BaseException) -> bool:
+    """Whether papermill has seen that, or we when a signal stopped us."""
+    seen = [type(each).__name__ for each in (error, error.__context__)]
+    return "DeadKernelError" in seen or getattr(error, "kernel_died", False)
+
+
+def end_of(error: BaseException, output: Path, rank: int | None) -> End:
+    """How this process ended: the failing cell's own error where there is one.
+
+    A rank that is stopped may have failed before: torchrun then heard first of another
+    one, which had only missed this one.
+    """
+    where, raised = last_cell(output)
+    if raised:
+        name, message = raised[0], " ".join(raised[1].split())
+        kind, what = OWN, f"{where}{name}: {message}"
+        if rank is not None and misses_another(name, message):
+            said = message.partition(". ")[0]  # what follows is advice
+            kind, what = LOST, f"{where}another rank is gone ({name}: {said})"
+    elif kernel_died(error):
+        kind, what = OWN, f"{where}the kernel died"
+    elif isinstance(error, Stopped):
+        kind, what = STOPPED, f"{where}stopped by {error.signal.name}"
+    else:
+        lines = str(error).strip().splitlines() or [""]
+        kind, what = OWN, f"{type(error).__name__}: {lines[-1]}"
+    return End(rank, kind, what, time.time())

@@ -4,8 +4,8 @@
 
 papermill puts the parameters behind the notebook's own, runs its cells in order and
 saves OUTPUT every few seconds. What the cells print is shown as it comes. The exit
-status is 0 when every cell ran; otherwise one line says why, and OUTPUT holds
-everything up to the cell that failed.
+status is 0 when every cell ran; otherwise one line says why, a note beside OUTPUT says
+it again, and OUTPUT holds everything up to the cell that failed.
 
 Under torchrun every rank runs the same notebook: rank 0 writes OUTPUT and shows what it
 prints, rank k writes OUTPUT's name with .rank-k in it.
@@ -20,27 +20,12 @@ import runpy
 import signal
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minipalm.ends import (
-    LOST,
-    OWN,
-    STOPPED,
-    End,
-    forget_ends,
-    last_cell,
-    misses_another,
-    write_end,
-)
-from minipalm.stopping import (
-    Stopped,
-    die_with_parent,
-    ignore_signals,
-    stop_on_signals,
-)
+from minipalm.ends import end_of, forget_ends, write_end
+from minipalm.stopping import die_with_parent, ignore_signals, stop_on_signals
 
 # Optional to Jupyter; compiles a grammar when imported, which takes 3 s of CPU time.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -163,35 +148,6 @@ def execute(
 def papermill_path(path: Path) -> str:
     """papermill fills parameters into paths, so braces in a path need doubling."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def kernel_died(error: BaseException) -> bool:
-    """Whether papermill has seen that, or we when a signal stopped us."""
-    seen = [type(each).__name__ for each in (error, error.__context__)]
-    return "DeadKernelError" in seen or getattr(error, "kernel_died", False)
-
-
-def end_of(error: BaseException, output: Path, rank: int | None) -> End:
-    """How this process ended: the failing cell's own error where there is one.
-
-    A rank that is stopped may have failed before: torchrun then heard first of another
-    one, which had only missed this one.
-    """
-    where, raised = last_cell(output)
-    if raised:
-        name, message = raised[0], " ".join(raised[1].split())
-        kind, what = OWN, f"{where}{name}: {message}"
-        if rank is not None and misses_another(name, message):
-            said = message.partition(". ")[0]  # what follows is advice
-            kind, what = LOST, f"{where}another rank is gone ({name}: {said})"
-    elif kernel_died(error):
-        kind, what = OWN, f"{where}the kernel died"
-    elif isinstance(error, Stopped):
-        kind, what = STOPPED, f"{where}stopped by {error.signal.name}"
-    else:
-        lines = str(error).strip().splitlines() or [""]
-        kind, what = OWN, f"{type(error).__name__}: {lines[-1]}"
-    return End(rank, kind, what, time.time())
 
 
 def become_kernel() -> None:

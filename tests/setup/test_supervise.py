@@ -170,6 +170,7 @@ def test_a_partial_notebook_tells_where_it_ends(tmp_path):
     for cells, found in [
         ([cell(1), cell(2, "now", error), cell(None, None)], (2, "ValueError")),
         ([cell(1, "now", error), cell(2), cell(None, None)], (2, None)),
+        ([cell(1), cell(2), cell(None), cell(None, None)], (3, None)),
         ([cell(None, None)], (None, None)),
     ]:
         path.write_text(json.dumps({"cells": cells}))
