@@ -15,6 +15,7 @@ from minipalm.plot.scale import (
     memory_bars,
     percent,
     plan_and_truth,
+    ratio_spread,
     survival_curve,
     training_curves,
     wire_curve,
@@ -54,6 +55,18 @@ def test_bars_say_what_fits():
     assert title(figure) == "Two ways: what fits into 79 GiB is small"
     none = memory_bars({"large": ways["large"]}, GPUS["8g"], "One way")
     assert title(none).endswith("is nothing")
+    assert len(figure.png()) < SMALL
+    edge = {"edge": {"weights": 50.0 * GIB, "activations": 20.0 * GIB}}
+    assert title(memory_bars(edge, GPUS["a100-80g"], gpus=1)).endswith("is edge")
+    two = title(memory_bars(edge, GPUS["a100-80g"], gpus=2))
+    assert two.endswith("is nothing; tight: edge")
+
+
+def test_ratios_are_said_with_their_spread_and_what_is_clipped():
+    quiet, blurred = torch.ones(100), torch.linspace(0.9, 1.1, 100)
+    blurred[0] = 1.5
+    figure = ratio_spread({"recomputed": quiet, "reused": blurred}, 0.2)
+    assert "recomputed 0, reused 0.08; at most 1 % of the" in title(figure)
     assert len(figure.png()) < SMALL
 
 
