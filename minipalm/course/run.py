@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +42,7 @@ from minipalm.data.datasets import (
 )
 from minipalm.data.lines import input_files
 from minipalm.data.lock import lock
+from minipalm.ends import first_cause, read_ends
 from minipalm.spmd import known_parameters
 from minipalm.stopping import stop_on_signals
 from minipalm.train.progress import FURTHER
@@ -78,11 +78,15 @@ def in_folder(data: Path, default: str) -> Path:
     """Where a folder has what a notebook takes from a file such as data/text.jsonl.
 
     That may be text.jsonl, text.parquet, or a folder `text` of files of one kind.
+    Raises ValueError if there are several of these.
     """
     stem = Path(default).stem
-    places = [data / Path(default).name, data / f"{stem}.parquet"]
-    places += [data / stem / f"*.{kind}" for kind in ("jsonl", "parquet")]
-    return next((p for p in places if glob(str(p))), places[0])
+    places = [data / Path(default).name, data / f"{stem}.parquet", data / stem]
+    found = [place for place in places if place.exists()]
+    if len(found) > 1:
+        names = " and ".join(place.name for place in found)
+        raise ValueError(f"{data} has {names}, which are one input: keep one of them")
+    return (found or places)[0]
 
 
 def find_inputs(
@@ -250,7 +254,9 @@ def run_stages(
             print(f"\nStopped in {stage}. To go on, {resume}", file=sys.stderr)
             return int(stop.code or 0)
         if spent.status:
-            failed = f"failed, as said above. Mend it and {resume}"
+            first = first_cause(read_ends(args.out / stage))
+            why = f"{str(first).rstrip('.')}." if first else "as said above."
+            failed = f"failed: {why} Mend it and {resume}"
             if (args.out / stage / "done.json").is_file():
                 failed = (
                     "failed after its result was written, as said above. The same "
@@ -277,10 +283,17 @@ def stages_until(last: str | None) -> tuple[str, ...]:
 
 
 def all_inputs(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
-    """The input files of each stage that is to run; see find_inputs."""
+    """The input files of each stage that is to run; see find_inputs.
+
+    A stage that comes from another run (`minipalm.course.adopt`) needs none.
+    """
     given = {"preferences": args.preferences}
+    adopted = "adopted" in read_json(args.out / "06_palm" / "stage.json")
+    taken = ("06_palm",) if adopted or getattr(args, "pretrained", None) else ()
     return {
-        stage: find_inputs(args.notebooks / f"{stage}.ipynb", args.data, given)
+        stage: {}
+        if stage in taken
+        else find_inputs(args.notebooks / f"{stage}.ipynb", args.data, given)
         for stage in stages_until(args.until)
     }
 

@@ -235,7 +235,9 @@ def test_the_command_goes_on_from_another_run_s_pretraining(tmp_path):
     theirs = tmp_path / "theirs"
     assert list(theirs.glob("06_palm/result/shard-*.safetensors"))
     before = contents(theirs)
-    mine = "mine", "--seed", 1, "--cpus", 1, "--until", "07_sft"
+    data = tmp_path / "data"  # without a text: nothing is pretrained
+    shutil.copytree(ROOT / "data", data, ignore=shutil.ignore_patterns("text*", "re*"))
+    mine = "mine", "--seed", 1, "--cpus", 1, "--until", "07_sft", "--data", data
     code, out, err = full(*mine, "--pretrained", theirs)
     assert code == 0, err
     assert f"06_palm: taken from {theirs}/06_palm" in out and "06_palm: complete" in out

@@ -294,10 +294,10 @@ def test_in_a_notebook_a_run_can_be_interrupted_and_the_kernel_lives(
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        (["text.jsonl", "text.parquet"], "text.jsonl"),
         (["text.parquet"], "text.parquet"),
-        (["text/a.jsonl", "text/b.jsonl"], "text/*.jsonl"),
-        (["text/a.parquet", "text/README.md"], "text/*.parquet"),
+        (["text/a.jsonl", "text/b.jsonl"], "text"),
+        (["text/a.parquet", "text/README.md"], "text"),
+        (["text/README.md"], "text"),  # what is wrong with it is said by input_files
         ([], "text.jsonl"),
     ],
 )
@@ -306,6 +306,20 @@ def test_a_folder_may_hold_one_file_or_many(tmp_path, files, found):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert run.in_folder(tmp_path, "data/text.jsonl") == tmp_path / found
+
+
+def test_of_two_files_for_one_input_none_is_taken(tmp_path):
+    for name in ("text.jsonl", "text.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="has text.jsonl and text.parquet, which are"):
+        run.in_folder(tmp_path, "data/text.jsonl")
+
+
+def test_an_empty_folder_is_named(pipeline, tmp_path):
+    (tmp_path / "text.jsonl").unlink()
+    (tmp_path / "text").mkdir()
+    code, _, err = finish(pipeline("--until", "one"))
+    assert code == 2 and "text: expected .jsonl or .parquet files in this folder" in err
 
 
 def test_several_files_are_one_input(pipeline, tmp_path):
