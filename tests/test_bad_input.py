@@ -93,6 +93,14 @@ def test_bytes_too_many_are_damage_as_well(checkpoint):
     assert "found a damaged one" in message
 
 
+def test_of_a_damaged_result_the_whole_stage_is_to_be_deleted(checkpoint):
+    """Else done.json would say that all is well, and the advice would come again."""
+    result = checkpoint.rename(checkpoint.parent / "result")
+    (result / TENSORS).write_bytes(b"")
+    message = message_of(CheckpointError, read_tensors, result, "m")
+    assert f"Delete {result.parent}, its stage, and run again" in message
+
+
 def test_a_truncated_state_is_named(checkpoint):
     text = (checkpoint / STATE).read_bytes()
     for kept in range(len(text)):

@@ -180,8 +180,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise _unreadable(path, error) from None
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: expected JSON, found something else ({error}). Delete {folder} "
-            "and run again."
+            f"{path}: expected JSON, found something else ({error}). " + redo(folder)
         ) from None
 
 
@@ -215,8 +214,7 @@ def read_tensors(
     except SafetensorError as error:
         if not path.exists():
             raise CheckpointError(
-                f"{path.parent}: one of {PARTS} is damaged ({error}). Delete {folder} "
-                "and run again."
+                f"{path.parent}: one of {PARTS} is damaged ({error}). " + redo(folder)
             ) from None
         if _is_pickle(path):
             raise CheckpointError(
@@ -225,12 +223,12 @@ def read_tensors(
             ) from None
         raise CheckpointError(
             f"{path}: expected a whole safetensors file, found a damaged one ({error}; "
-            f"{path.stat().st_size} bytes). Delete {folder} and run again."
+            f"{path.stat().st_size} bytes). {redo(folder)}"
         ) from None
     if not tensors:
         raise CheckpointError(
             f"{path}: expected weights of {prefix!r}, found none. Is it the checkpoint "
-            f"of something else? Delete {folder} and run again."
+            f"of something else? {redo(folder)}"
         )
     return tensors
 
@@ -248,8 +246,8 @@ def _load_parts(folder: Path, prefix: str, like: Mapping[str, Any]) -> Tensors:
         if told.get(name) != there.get(name):
             raise CheckpointError(
                 f"{folder / name}: expected a file of {told.get(name, 0)} bytes, found "
-                f"{there.get(name, 0)}: the checkpoint is not whole. Copy it again, or "
-                f"delete {folder} and run again."
+                f"{there.get(name, 0)}: it is not whole. Copy it again, or: "
+                + redo(folder)
             )
     with warnings.catch_warnings(action="ignore"):
         reader = dcp.HuggingFaceStorageReader(str(folder))
@@ -282,8 +280,15 @@ def _own_part(tensor: Tensor, like: Any) -> Tensor:
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"{path}: expected a checkpoint, {TENSORS} and {STATE}, and it cannot be read "
-        f"({error.strerror or error}). Delete {path.parent} and run again."
+        f"({error.strerror or error}). {redo(path.parent)}"
     )
+
+
+def redo(folder: Path) -> str:
+    """How to go on without a checkpoint. A result is made by its whole stage only."""
+    if folder.name == "result":
+        return f"Delete {folder.parent}, its stage, and run again: it is made anew."
+    return f"Delete {folder} and run again."
 
 
 def _is_pickle(path: Path) -> bool:
