@@ -180,14 +180,17 @@ def table(results: Results) -> str:
             for phase, floor in phase_floors(results[part]["limits"], lora).items():
                 took = results[part].get(f"seconds/{phase}", 0.0)
                 lines.append(f"    {phase:12}{took:8.2f}{floor / gpus:8.2f}")
-    for what, recomputed, reused in old_logprobs_rows(results):
-        lines.append(f"{what:68}{recomputed:>10}{reused:>12}")
+    for part in OLD_PARTS:
+        rows = old_logprobs_rows(results, part)
+        lines += ["", f"{part:68}recomputed      reused"] * bool(rows)
+        lines += [f"    {what:64}{one:>10}{other:>12}" for what, one, other in rows]
     for part, numbers in results.items():
         if "error" in numbers:
             lines += ["", f"{part} FAILED: {numbers['error']}"]
     return "\n".join(lines)
 
 
+OLD_PARTS = ("old_logprobs", "old_logprobs_again")  # a second run, kept by hand
 OLD = {  # of old_logprobs: how it is written
     "seconds": ("seconds of an iteration", ".2f"),
     "pass_seconds": ("of these, for the pass", ".2f"),
@@ -200,9 +203,9 @@ OLD = {  # of old_logprobs: how it is written
 }
 
 
-def old_logprobs_rows(results: Results) -> list[tuple[str, str, str]]:
+def old_logprobs_rows(results: Results, part: str) -> list[tuple[str, str, str]]:
     """(what, recomputed, reused), if that was measured."""
-    found = results.get("old_logprobs", {})
+    found = results.get(part, {})
     if "recomputed/seconds" not in found:
         return []
 
@@ -252,10 +255,11 @@ def markdown(results: Results, phases: bool = True) -> str:
         for phase, floor in floors.items():
             took = results[part].get(f"seconds/{phase}", 0.0)
             lines.append(f"| {phase} | {took:.2f} | {floor / gpus:.2f} |")
-    if phases and (rows := old_logprobs_rows(results)):
-        lines += ["", "| old_logprobs: π_old is | recomputed | the sampler's |"]
-        lines.append("| --- | --- | --- |")
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+    for part in OLD_PARTS:
+        if phases and (rows := old_logprobs_rows(results, part)):
+            lines += ["", f"| {part}: π_old is | recomputed | the sampler's |"]
+            lines.append("| --- | --- | --- |")
+            lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
 
 

@@ -81,8 +81,12 @@ def test_old_log_probabilities_are_measured_each_way():
     assert 0 < found["recomputed/pass_seconds"] < found["recomputed/seconds"]
     assert "reused/pass_seconds" not in found
     kept = {"old_logprobs": {**found, "limits": LIMITS}}
-    assert old_logprobs_rows({}) == [] and "old_logprobs" not in markdown({})
-    assert len(old_logprobs_rows(kept)) == 8 and "| – |" in markdown(kept)
+    assert old_logprobs_rows(
+        {}, "old_logprobs"
+    ) == [] and "old_logprobs" not in markdown({})
+    assert len(old_logprobs_rows(kept, "old_logprobs")) == 8 and "| – |" in markdown(
+        kept
+    )
     assert "recomputed" not in markdown(kept, phases=False)
 
 
