@@ -115,10 +115,10 @@ asked, asked_mask = pad_left(ids, preset.max_prompt)
 
 
 # %%
-def ask(policy: PaLM, rows: Tensor, seed: int) -> Log:
+def ask(sample: Sampler, rows: Tensor, seed: int) -> Log:
     """Answers to prompts, with their scores and log-probabilities."""
     return log_answers(
-        policy,
+        sample.policy,
         reward_model,
         asked[rows],
         asked_mask[rows],
@@ -126,7 +126,7 @@ def ask(policy: PaLM, rows: Tensor, seed: int) -> Log:
         max_response=preset.max_response,
         eos_id=tokenizer.eos_id,
         generator=torch.Generator().manual_seed(seed),
-        sample=Sampler(policy),
+        sample=sample,
         batch_size=at_once,
     )
 
@@ -170,12 +170,13 @@ made_from = {"answers": methods.answers, "law": list(law)}
 path = run_of("log", **made_from).folder / "log.jsonl"
 if not path.exists():
     writer = fine_tuned(load_policy(*left), preset.machine, reference)
+    sample = Sampler(writer)
 
     def one_part(numbers: range) -> Log:
-        return ask(writer, rows[list(numbers)], seed + numbers.start)
+        return ask(sample, rows[list(numbers)], seed + numbers.start)
 
     log_in_parts(path, len(rows), at_once, one_part)
-    del writer
+    del writer, sample
 
 # %% tags=["classroom"]
 print(path.read_text("utf-8").splitlines()[0])
@@ -465,7 +466,8 @@ from minipalm.rlhf.group import check_group
 from minipalm.rlhf.group import rloo_advantages
 
 # %% tags=["classroom"]
-groups = ask(reference, torch.arange(16).repeat_interleave(64), seed + 1)
+four = torch.arange(16).repeat_interleave(64)
+groups = ask(Sampler(reference), four, seed + 1)
 groups_scores = groups.scores.view(16, 64)  # 16 prompts, 64 answers
 four = groups_scores[:, :4]
 print("scores      ", " ".join(f"{x:+.2f}" for x in four[0].tolist()))

@@ -22,7 +22,7 @@ from minipalm.clock import Clock
 from minipalm.config import MachineConfig, PPOConfig
 from minipalm.model.palm import PaLM
 from minipalm.model.place import fine_tuned, place
-from minipalm.parallel import ranks
+from minipalm.parallel import of_all, ranks
 from minipalm.rlhf.critic import Critic, critic_from_reward_model
 from minipalm.rlhf.logprobs import response_logits, token_logprobs
 from minipalm.rlhf.ppo import PPOStats, ppo_update
@@ -84,7 +84,7 @@ class Run:
         )
 
     def updated(self, rollout: Rollout, config: PPOConfig) -> PPOStats:
-        micro = config.micro_batch * ranks().world
+        micro = of_all(config.micro_batch)
         with self.clock.phase("update"):
             return ppo_update(
                 self.policy,
@@ -134,7 +134,7 @@ def iterations(
         run.updated(rollout, run.config)
         seconds = now() - begin
         allocated, held = peak(), reserved()
-        found = run.clock.lap(rollout.mask.numel())
+        found = run.clock.lap(rollout.prompts.numel() + rollout.mask.numel())
         if iteration == 0:
             first = seconds
         log(f"iteration {iteration}: {seconds:.2f} s, {found}")
@@ -167,7 +167,7 @@ def old_logprobs(sizes: Sizes) -> Numbers:
             apart = now() - between_phases
             stats = run.updated(rollout, config)
             seconds = now() - start - apart
-            lap = run.clock.lap(rollout.mask.numel())
+            lap = run.clock.lap(rollout.prompts.numel() + rollout.mask.numel())
             outside = (ratio - 1).abs() > config.clip
             numbers = {
                 "seconds": seconds,

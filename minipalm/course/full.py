@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from minipalm.config import PRESETS, Preset, get_preset
 from minipalm.course import ROOT
@@ -24,6 +25,7 @@ from minipalm.course.adopt import adopt
 from minipalm.course.made_from import refused, stale_stages
 from minipalm.course.nodes import Nodes, add_options, find_nodes
 from minipalm.course.prepare import check_data, wait_for_data
+from minipalm.course.renew import put_back, set_aside
 from minipalm.course.run import (
     all_inputs,
     check_place,
@@ -65,29 +67,27 @@ def check_gpus(preset: Preset, gpus: list[str], cpus: int | None) -> None:
         )
 
 
-def check_disk(
-    preset: Preset, out: Path, stages: Iterable[str], again: Iterable[str] = ()
-) -> None:
+def check_disk(preset: Preset, out: Path, stages: Iterable[str]) -> None:
     """Raises ValueError if checkpoints and results will not find room where out lies.
 
-    Said now and not after a day. What the run has there already counts as its own, and
-    complete stages need no more, but for those that are made again.
+    Said now and not after a day. What the run has there already counts as its own. Of
+    complete stages nothing more comes; what they have may be more or less than planned,
+    since the pretraining of another run may be linked, and of another type.
     """
-    left = [
-        stage
-        for stage in stages
-        if stage in again or not (out / stage / "done.json").is_file()
-    ]
-    needs = [room for room in rooms(preset) if room.stage in left]
+    made = {stage for stage in stages if (out / stage / "done.json").is_file()}
+    needs = [one for one in rooms(preset) if one.stage in set(stages) - made]
     if not needs:
         return
     worst = max(needs, key=lambda room: room.fullest)
-    mine = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+    more = worst.fullest - sum(r.result for r in rooms(preset) if r.stage in made)
+    files = [path for path in out.rglob("*.safetensors") if path.is_file()]
+    begun = [path for path in files if path.relative_to(out).parts[0] not in made]
+    mine = sum(path.stat().st_size for path in begun)
     disk = next(path for path in (out, *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(disk).free
-    if worst.fullest > mine + free:
+    if more > mine + free:
         raise ValueError(
-            f"networks of this run fill {worst.fullest / 1e9:.4g} GB at the fullest "
+            f"networks of this run fill {more / 1e9:.4g} GB more at the fullest "
             f"moment, in {worst.stage}. {out} has {mine / 1e9:.4g} GB of them, and "
             f"{free / 1e9:.4g} GB are free there: make room, or give --out on a "
             "larger disk"
@@ -119,6 +119,42 @@ def follow(args: argparse.Namespace, stages: list[str], nodes: Nodes) -> int:
             )
             return status
     return 0
+
+
+def refuse_stale(args: argparse.Namespace) -> list[str]:
+    """The stages that will be made again; raises ValueError if nobody asked for it."""
+    stale = stale_stages(args, args.inputs)
+    if stale and not args.renew:
+        raise refused(args.out, stale)
+    return list(stale)
+
+
+def begin(args: argparse.Namespace, preset: Preset, held: int, nodes: Nodes) -> int:
+    """All that can be refused, and only then what cannot be undone.
+
+    Returns 0, or the status of what was refused and said; raises ValueError.
+    """
+    put_back(args.out)
+    with set_aside(args.out, refuse_stale(args)) as remove:
+        if args.pretrained:
+            adopt(args.pretrained, args.out, args.scale, args.seed)
+        check_disk(preset, args.out, args.inputs)
+        status = check_data(args, held, nodes.several)
+        if not status:
+            remove()
+    return status
+
+
+def run(args: argparse.Namespace, held: int, nodes: Nodes, *machine: Any) -> int:
+    """Run the stages, and write down what they do; machine: see `write_machine`."""
+    with following(args.out):
+        write_machine(args.out, *machine)
+        status = run_stages(args, args.inputs, held, nodes)
+        if read_progress(args.out).current is None:
+            from minipalm.report import write_page  # matplotlib
+
+            write_page(args.out)  # again, with what the machine did
+        return status
 
 
 def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
@@ -173,28 +209,14 @@ def main(argv: list[str] | None = None) -> int:
             let_memory_grow()
         with signals_as_they_were():
             stop_on_signals()
-            stale = stale_stages(args, args.inputs)
-            if stale and not args.renew:
-                raise refused(args.out, stale)
             if nodes.number:
+                refuse_stale(args)
                 wait_for_data(args)
                 return follow(args, list(args.inputs), nodes)
-            taken = {"06_palm"} if args.pretrained else set()
-            check_disk(preset, args.out, args.inputs.keys() - taken, stale)
-            with lock(args.out) as held, following(args.out):
-                for stage in stale:  # all now: whoever is stopped need not renew again
-                    print(f"{stage}: removed, to be made again", flush=True)
-                    shutil.rmtree(args.out / stage)
-                write_machine(args.out, nodes.ranks * nodes.count, *gpus[:1])
-                if args.pretrained:
-                    adopt(args.pretrained, args.out, args.scale, args.seed)
-                status = check_data(args, held.fileno(), nodes.several)
-                status = status or run_stages(args, args.inputs, held.fileno(), nodes)
-                if read_progress(args.out).current is None:
-                    from minipalm.report import write_page  # matplotlib
-
-                    write_page(args.out)  # again, with what the machine did
-                return status
+            with lock(args.out) as held:
+                ranks = nodes.ranks * nodes.count
+                status = begin(args, preset, held.fileno(), nodes)
+                return status or run(args, held.fileno(), nodes, ranks, *gpus[:1])
     except (ValueError, RuntimeError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

@@ -138,7 +138,8 @@ def prepare(
         raise refused(folder.parent, {folder.name: why})
     if why:
         print(f"{folder.name}: what it was made from has changed; making it again")
-        shutil.rmtree(folder)
+        (folder / "done.json").unlink(missing_ok=True)  # first: if we are stopped now,
+        shutil.rmtree(folder)  # what is left must not look complete
         record = {}
     complete = (folder / "done.json").is_file()
     if complete and record.get("code", code) != code:

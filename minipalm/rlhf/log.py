@@ -138,7 +138,7 @@ def log_in_parts(
 ) -> None:
     """Write a log that takes long: if it is cut short, it goes on with the next part.
 
-    Parts stand beside the log, log.jsonl.part-000256 and so on, until all are there.
+    Parts stand beside the log, log.jsonl.part-256-512 and so on, until all are there.
     Several processes ask together, and the first one writes.
 
     Args:
@@ -149,7 +149,8 @@ def log_in_parts(
             only, and not on the parts before.
     """
     rows = [range(n, min(n + size, count)) for n in range(0, count, size)]
-    parts = {path.with_name(f"{path.name}.part-{one.start:06d}"): one for one in rows}
+    name = f"{path.name}.part"
+    parts = {path.with_name(f"{name}-{r.start}-{r.stop}"): r for r in rows}
     missing = [part for part in parts if not part.is_file()]
     check_same(str(path), str(missing))  # all have looked before one of them writes
     with answer_bar(count, path.name) as bar:
@@ -159,7 +160,7 @@ def log_in_parts(
             bar.update(len(one))
     if is_first():
         write_text(path, "".join(part.read_text("utf-8") for part in parts))
-        for part in parts:
+        for part in path.parent.glob(f"{name}-*"):  # also of another size
             part.unlink()
     barrier()
 

@@ -37,11 +37,13 @@ class Room:
         stage: the notebook's name, such as 06_palm.
         fullest: bytes at the worst moment of the stage.
         left: bytes when it is complete.
+        result: bytes of that which this stage has left.
     """
 
     stage: str
     fullest: float
     left: float
+    result: float
 
 
 def rooms(preset: Preset) -> list[Room]:
@@ -52,12 +54,13 @@ def rooms(preset: Preset) -> list[Room]:
     """
     found, left = [], 0.0
     for stage, loops in loops_of(preset).items():
+        before = left
         steps = [[loop] for loop in loops] if stage == "15_offline" else [loops]
         fullest = left
         for together in steps:
             fullest = max(fullest, left + worst_moment(together))
             left += sum(loop.result for loop in together)
-        found.append(Room(stage, fullest, left))
+        found.append(Room(stage, fullest, left, left - before))
     return found
 
 

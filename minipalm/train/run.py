@@ -1,5 +1,6 @@
 """A run: a folder with settings, metrics and checkpoints that can be resumed."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -114,7 +115,7 @@ class Run:
         for name, optimizer in optimizers.items():
             load_optimizer(optimizer, checkpoint, name)
         for name, generator in generators.items():
-            generator.set_state(read_tensors(checkpoint, name)["state"])
+            set_state(generator, read_tensors(checkpoint, name)["state"])
         self._cut_metrics(saved["step"])
         self._drop_older()
         return saved["step"], saved["state"]
@@ -234,6 +235,19 @@ class Run:
                     break
         with writing(self.metrics_path):
             write_text(self.metrics_path, "".join(kept))
+
+
+def set_state(generator: torch.Generator, state: Tensor) -> None:
+    """Go on where a generator was; after one of another device, from a seed of its own.
+
+    The draws are others then, and as good.
+    """
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+        return
+    print("the draws were another device's; they go on from another seed", flush=True)
+    digest = hashlib.sha256(bytes(state.tolist())).digest()
+    generator.manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def first_difference(path: Path, wanted: Any) -> str:

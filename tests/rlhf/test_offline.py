@@ -86,6 +86,9 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path):
 def test_a_log_that_was_cut_short_goes_on_with_the_next_part(tmp_path):
     path, whole, asked = tmp_path / "log.jsonl", a_log(), []
 
+    for stop in (2, 4):  # of a run with other sizes
+        write_log(tmp_path / f"log.jsonl.part-0-{stop}", whole[torch.arange(stop)])
+
     def ask(numbers):
         asked.append((numbers.start, numbers.stop))
         if len(asked) == 2:

@@ -204,3 +204,20 @@ def test_progress_without_a_bar_ends(monkeypatch):
         run_module, "tqdm", lambda **more: tqdm(**more | {"disable": True})
     )
     assert [step for step, _ in steps_left(0, 3, "x")] == [1, 2, 3]
+
+
+def test_draws_go_on_where_they_were_and_after_another_device_s_alike(tmp_path, capsys):
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    wanted = torch.rand(4, generator=generator)
+    run_module.set_state(generator, state)
+    assert torch.equal(torch.rand(4, generator=generator), wanted)
+    assert capsys.readouterr().out == ""
+    drawn = []
+    for first in (1, 1, 2):  # a GPU's: seed and offset, 16 bytes
+        state = torch.tensor([first] + 15 * [0], dtype=torch.uint8)
+        run_module.set_state(generator, state)
+        drawn.append(torch.rand(4, generator=generator).tolist())
+    assert (
+        drawn[0] == drawn[1] != drawn[2] and "another device" in capsys.readouterr().out
+    )
