@@ -17,7 +17,8 @@ import torch
 from safetensors import safe_open
 
 from minipalm.config import PaLMConfig, Preset, get_preset
-from minipalm.data.files import fingerprint
+from minipalm.course.run import ADOPTED
+from minipalm.data.files import fingerprint, write_text
 from minipalm.data.tokenizer import Tokenizer, WordTokenizer, load_tokenizer
 from minipalm.model.palm import PaLM
 from minipalm.train.checkpoint import PARTS, TENSORS
@@ -32,8 +33,9 @@ Shapes = dict[str, tuple[int, ...]]
 def adopt(source: Path, out: Path, scale: str, seed: int) -> None:
     """Make 06_palm of a run complete with that of another one.
 
-    What it came from stands in its stage.json and done.json. If the run has it already,
-    nothing is done.
+    What it came from stands in its stage.json and done.json, and beside the stages in
+    adopted.json: so it is not trained anew where 06_palm is lost. If the run has it
+    already, nothing else is done.
 
     Args:
         source: folder of the other run, such as runs/full; is not changed.
@@ -47,12 +49,17 @@ def adopt(source: Path, out: Path, scale: str, seed: int) -> None:
     """
     folder = out / STAGE
     had = read_object(folder / "stage.json").get("adopted")
+    broken = bool(had) and not (folder / "done.json").is_file()
+    if broken:
+        had = None  # take it again
+    if had:
+        write_json(out / ADOPTED, had)  # of a time when there was no such note
     if had and not (source / STAGE).exists() and had["run"] == str(source.resolve()):
         return  # its files are here
     theirs = finished_stage(source, STAGE)
     adopted = {
         "run": str(source.resolve()),
-        "scale": stage_summary(source, STAGE).get("scale"),
+        "scale": scale_of(stage_summary(source, STAGE)),
         "tokenizer": fingerprint(theirs / "tokenizer.json"),
         "result": result_fingerprint(source, STAGE),
     }
@@ -63,7 +70,8 @@ def adopt(source: Path, out: Path, scale: str, seed: int) -> None:
                 f"this run another --out, or remove {folder} and what was made of it."
             )
         return
-    if folder.exists() and {path.name for path in folder.iterdir()} - REMADE:
+    left = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if left - REMADE and not broken:
         raise ValueError(
             f"{folder} is a pretraining of this run's own. Leave out --pretrained, "
             "give this run another --out, or remove that folder."
@@ -78,6 +86,7 @@ def adopt(source: Path, out: Path, scale: str, seed: int) -> None:
         mine: dict[str, Any] = {"scale": scale, "seed": seed, "adopted": adopted}
         write_json(temporary / "stage.json", mine | {"run": adopted["result"]})
         write_json(temporary / "done.json", stage_summary(source, STAGE) | mine)
+        write_json(out / ADOPTED, adopted)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError as error:
@@ -87,6 +96,8 @@ def adopt(source: Path, out: Path, scale: str, seed: int) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{STAGE}: taken from {theirs}, scale {adopted['scale']}", flush=True)
+    for line in doubts(theirs / "result", adopted["scale"], scale):
+        print(f"{STAGE}: {line}", flush=True)
 
 
 def link_or_copy(path: Path, to: Path) -> None:
@@ -97,10 +108,17 @@ def link_or_copy(path: Path, to: Path) -> None:
             f"{STAGE}: copying {path}, {path.stat().st_size / 1e9:.3g} GB", flush=True
         )
         shutil.copyfile(path, to)
+        with to.open("rb+") as file:
+            os.fsync(file.fileno())  # before its folder gets the name that counts
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def scale_of(summary: dict[str, Any]) -> Any:
+    """The scale that a 06_palm was trained with, also where it was adopted itself."""
+    return summary.get("adopted", summary).get("scale")
 
 
 # --- does it fit? ---------------------------------------------------------------------
@@ -158,6 +176,28 @@ def network_differs(
         for key in sorted(shapes.keys() | found.keys())
         if shapes.get(key) != found.get(key)
     ][:1]
+
+
+def doubts(result: Path, theirs: object, scale: str) -> list[str]:
+    """What fits in shape, and is less than a scale's own pretraining would be."""
+    found = []
+    if ":" in str(theirs) and theirs != scale:
+        steps = str(theirs).partition(":")[2]
+        found.append(f"it was trained for {steps} steps only, to try things out")
+    if "BF16" in dtypes_in(result) and get_preset(scale).machine.weights == "float32":
+        found.append(
+            f"its weights are rounded to bfloat16; those of {scale} are float32"
+        )
+    return found
+
+
+def dtypes_in(result: Path) -> set[str]:
+    """The types of a checkpoint's tensors, in the words of safetensors: "BF16"."""
+    found: set[str] = set()
+    for path in sorted(result.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    return found
 
 
 def shapes_in(result: Path, name: str) -> Shapes:

@@ -30,7 +30,6 @@ from minipalm.course.made_from import (
     code_digest,
     made_from,
     prepare,
-    read_json,
     shown,
 )
 from minipalm.course.nodes import Nodes
@@ -42,19 +41,15 @@ from minipalm.data.datasets import (
 )
 from minipalm.data.lines import input_files
 from minipalm.data.lock import lock
-from minipalm.ends import first_cause, read_ends
+from minipalm.ends import first_cause, forget_ends, read_ends
 from minipalm.spmd import known_parameters
-from minipalm.stopping import stop_on_signals
-from minipalm.train.progress import FURTHER
+from minipalm.stopping import SIGNALS, stop_on_signals
+from minipalm.train.progress import FURTHER, read_object
 from minipalm.train.progress import STAGES as TITLES
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
 STAGES = tuple(stage for stage in TITLES if stage not in FURTHER)
-STOPPING = [
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")
-    if hasattr(signal, name)
-]
+ADOPTED = "adopted.json"  # in the run's folder: whose pretraining it has taken over
 ONE = Nodes()  # one process, on this machine
 SMALL = ("smoke", "toy")  # one thread: more of them only wait for each other
 
@@ -127,7 +122,7 @@ def check_place(out: Path, scale: str, seed: int) -> None:
     """Raises ValueError if out holds stages of another scale or seed."""
     for stage in (*STAGES, *FURTHER):
         for name in ("stage.json", "done.json"):
-            record = read_json(out / stage / name)
+            record = read_object(out / stage / name)
             found = record.get("scale", scale), record.get("seed", seed)
             if found != (scale, seed):
                 raise ValueError(
@@ -218,12 +213,14 @@ def run_stage(
     spent = Spent(0, 0.0, 0.0)
     if complete:
         cut_short = output.exists() and not (folder / TIMES).exists()
-        but = f", but its notebook did not end: see {shown(output)}" * cut_short
+        see = f", but its notebook may not have run to its end: see {shown(output)}"
+        but = see if cut_short else ""
         print(f"{stage}: complete{but}", flush=True)
     else:
         print(f"{stage}: into {shown(folder)}", flush=True)
     if wait_for_all or not complete:
         values, unless = parameters(args, files), done if wait_for_all else None
+        forget_ends(folder)  # it may end before a process is there to do so
         spent = execute(notebook, output, values, keep_open, launcher, unless)
     if spent.status == 0 and not done.is_file():
         print(f"{notebook.name} ran to its end without done.json", file=sys.stderr)
@@ -267,7 +264,7 @@ def run_stages(
     if STAGES[-1] not in inputs:  # the report is about all of them
         return 0
     report(args.out)
-    times = [read_json(args.out / stage / TIMES).get("cpu", 0.0) for stage in inputs]
+    times = [read_object(args.out / stage / TIMES).get("cpu", 0.0) for stage in inputs]
     print(f"all stages: {sum(times):.1f} CPU-s")
     return 0
 
@@ -282,14 +279,34 @@ def stages_until(last: str | None) -> tuple[str, ...]:
     return every[: every.index(last) + 1]
 
 
+def is_taken(args: argparse.Namespace) -> bool:
+    """Whether 06_palm comes from another run.
+
+    Raises ValueError if it did and was removed, say because it was damaged: to train
+    it here may take weeks, and it would be another one.
+    """
+    folder, note = args.out / "06_palm", args.out / ADOPTED
+    had = read_object(folder / "stage.json").get("adopted")
+    if getattr(args, "pretrained", None):
+        return True
+    came = had or read_object(note)
+    if came and not (folder / "done.json").is_file():
+        raise ValueError(
+            f"{shown(folder)} is not complete, and its pretraining came from "
+            f"{came.get('run')}:\ngive ./course full --pretrained {came.get('run')} "
+            f"again, or remove {shown(note)} and that folder to train it here"
+        )
+    return had is not None
+
+
 def all_inputs(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
     """The input files of each stage that is to run; see find_inputs.
 
     A stage that comes from another run (`minipalm.course.adopt`) needs none.
+    Raises ValueError if it did and is not there any more.
     """
     given = {"preferences": args.preferences}
-    adopted = "adopted" in read_json(args.out / "06_palm" / "stage.json")
-    taken = ("06_palm",) if adopted or getattr(args, "pretrained", None) else ()
+    taken = ("06_palm",) if is_taken(args) else ()
     return {
         stage: {}
         if stage in taken
@@ -308,7 +325,7 @@ def report(out: Path) -> None:
 @contextmanager
 def signals_as_they_were() -> Iterator[None]:
     """Afterwards signals do what they did before: a notebook's kernel lives on."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:

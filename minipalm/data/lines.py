@@ -37,6 +37,7 @@ def input_files(paths: Paths) -> list[Path]:
 
     A folder stands for the JSON-lines or the Parquet files in it. A part may be empty,
     as programs that write in parts leave them; only where all are, `read_blocks` minds.
+    Neither takes hidden files, such as the ._a.jsonl that macOS leaves beside a.jsonl.
     Raises DataError if a pattern has no match, or a folder no such files, or of both
     kinds; a file that is missing stays in.
     """
@@ -59,7 +60,7 @@ def input_files(paths: Paths) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    found = [sorted(folder.glob(f"*{kind}")) for kind in KINDS]
+    found = [sorted(folder.glob(f"[!.]*{kind}")) for kind in KINDS]
     if all(found):
         raise DataError(
             f"{folder}: expected files of one kind in this folder, got"

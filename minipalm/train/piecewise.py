@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 NAMES = {
@@ -20,8 +21,16 @@ NAMES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 
 
@@ -30,6 +39,7 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
 
     Raises:
         OSError: the disk is full, say.
+        SafetensorError: a tensor is of a type that such files do not have.
     """
     # The widest types first: so each number lies at a multiple of its width.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -37,6 +47,8 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     end = 0
     for name in names:
         x = tensors[name]
+        if x.dtype not in NAMES:
+            raise SafetensorError(f"{name}: safetensors has no type for {x.dtype}")
         begin, end = end, end + x.nbytes
         header[name] = {
             "dtype": NAMES[x.dtype],

@@ -20,6 +20,7 @@ from minipalm.data.datasets import (  # noqa: E402
     read_prompts,
     read_texts,
 )
+from minipalm.data.files import fingerprint  # noqa: E402
 from minipalm.data.lines import read_blocks  # noqa: E402
 
 TEXTS = [f"tale {n} é" for n in range(50)]
@@ -127,6 +128,20 @@ def test_a_part_of_several_may_be_empty(write, tmp_path):
     write({"text": arrow.array([], arrow.string())}, name="1.parquet")
     write({"text": ["a"]}, name="2.parquet")
     assert [one.text for one in read_texts(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize("hidden", ["._a.jsonl", ".a.jsonl.swp.jsonl", "._a.parquet"])
+def test_hidden_files_of_a_folder_are_no_data(hidden, tmp_path):
+    """As macOS leaves them, with a file's resources, and editors with what is open."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    before = fingerprint(tmp_path)
+    (tmp_path / hidden).write_bytes(b"\x00\x05\x16\x07")
+    assert lines.input_files(tmp_path) == [tmp_path / "a.jsonl"]
+    assert lines.input_files(tmp_path / "*.jsonl") == [tmp_path / "a.jsonl"]
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(DataError, match="expected .jsonl or .parquet files"):
+        lines.input_files(tmp_path)
 
 
 def test_an_empty_table_is_an_empty_file(write):

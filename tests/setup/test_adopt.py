@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import torch
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.course.adopt import adopt
+from minipalm.course.run import ADOPTED, all_inputs
 from minipalm.data.lexicon import VOCABULARY
 from minipalm.data.tokenizer import BytePairTokenizer, WordTokenizer
 from minipalm.model.palm import PaLM
@@ -24,7 +27,7 @@ SMOKE = get_preset("smoke")
 WORDS = WordTokenizer(VOCABULARY)
 
 
-def pretrained(out, seed=0, tokenizer=WORDS, **shape):
+def pretrained(out, seed=0, tokenizer=WORDS, scale="toy", dtype=None, **shape):
     """A run whose 06_palm is complete, with networks of chance."""
     generator = torch.Generator().manual_seed(seed)
     size = {"vocab_size": tokenizer.vocab_size}
@@ -32,9 +35,14 @@ def pretrained(out, seed=0, tokenizer=WORDS, **shape):
         "policy": PaLM(replace(SMOKE.policy, **size, **shape), generator),
         "trunk": PaLM(replace(SMOKE.reward_trunk, **size), generator),
     }
+    networks = {name: network.to(dtype) for name, network in networks.items()}
     tokenizer.save(out / "06_palm" / "tokenizer.json")
-    finish_stage(out, "06_palm", networks, tokenizer, scale="toy", seed=5, loss=2.0)
+    finish_stage(out, "06_palm", networks, tokenizer, scale=scale, seed=5, loss=2.0)
     return out
+
+
+def no_link(*_):
+    raise OSError("another disk")
 
 
 def contents(folder):
@@ -76,9 +84,6 @@ def test_networks_and_tokenizer_are_the_other_s_and_lie_on_the_disk_once(
 
 
 def test_without_links_the_files_are_copied(theirs, tmp_path, monkeypatch, capsys):
-    def no_link(*_):
-        raise OSError("another disk")
-
     monkeypatch.setattr(os, "link", no_link)
     adopt(theirs, tmp_path / "mine", "smoke", 0)
     assert "06_palm: copying" in capsys.readouterr().out
@@ -101,6 +106,28 @@ def test_whoever_is_stopped_midway_leaves_nothing(theirs, tmp_path, monkeypatch)
     adopt(theirs, mine, "smoke", 0)
 
 
+def test_what_a_power_cut_could_take_is_written_before_the_name_that_counts(
+    theirs, tmp_path, monkeypatch
+):
+    mine, safe = tmp_path / "mine", set()
+    fsync, rename = os.fsync, Path.rename
+
+    def on_the_disk(file):
+        safe.add(os.fstat(file).st_ino)
+        fsync(file)
+
+    def look(path, to):
+        files = [each for each in path.rglob("*") if each.is_file()]
+        assert len(files) == 5 and {each.stat().st_ino for each in files} <= safe
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(os, "fsync", on_the_disk)
+    monkeypatch.setattr(Path, "rename", look)
+    adopt(theirs, mine, "smoke", 0)
+    assert (mine / "06_palm" / "done.json").is_file()
+
+
 def test_given_again_it_goes_on_also_if_the_other_run_is_gone(theirs, tmp_path):
     mine, before = tmp_path / "mine", contents(theirs)
     adopt(theirs, mine, "smoke", 0)
@@ -112,6 +139,63 @@ def test_given_again_it_goes_on_also_if_the_other_run_is_gone(theirs, tmp_path):
     adopt(theirs, mine, "smoke", 0)
     assert contents(mine) == there and contents(tmp_path / "copy") == before
     adopt(mine, tmp_path / "next", "smoke", 0)  # from hand to hand
+
+
+# --- what is lost ---------------------------------------------------------------------
+
+
+def inputs(out, source=None):
+    asked = {"out": out, "data": None, "preferences": None, "until": "06_palm"}
+    notebooks = ROOT / "solutions"
+    return all_inputs(Namespace(**asked, notebooks=notebooks, pretrained=source))
+
+
+@pytest.mark.parametrize("lost", ["", "done.json"])
+def test_what_was_taken_and_is_lost_is_not_trained_here_unasked(theirs, tmp_path, lost):
+    mine = tmp_path / "mine"
+    adopt(theirs, mine, "smoke", 0)
+    before = contents(mine)
+    assert inputs(mine) == {"06_palm": {}}
+    path = mine / "06_palm" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ValueError, match=f"its pretraining came from {theirs}:") as no:
+        inputs(mine)
+    assert "--pretrained" in str(no.value) and str(mine / ADOPTED) in str(no.value)
+    assert inputs(mine, theirs) == {"06_palm": {}}
+    adopt(theirs, mine, "smoke", 0)
+    assert contents(mine) == before
+    shutil.rmtree(mine / "06_palm")
+    (mine / ADOPTED).unlink()
+    assert "text" in inputs(mine)["06_palm"]
+
+
+def test_a_run_that_took_it_before_there_was_a_note_gets_one(theirs, tmp_path):
+    mine = tmp_path / "mine"
+    adopt(theirs, mine, "smoke", 0)
+    before = contents(mine)
+    (mine / ADOPTED).unlink()
+    adopt(theirs, mine, "smoke", 0)
+    assert contents(mine) == before
+
+
+# --- what is worth a word -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "said"),
+    [
+        ("toy", None, []),
+        ("smoke:3", None, ["06_palm: it was trained for 3 steps only"]),
+        ("toy", torch.bfloat16, ["06_palm: its weights are rounded to bfloat16"]),
+    ],
+)
+def test_a_lesser_pretraining_is_taken_and_named(tmp_path, capsys, scale, dtype, said):
+    theirs = pretrained(tmp_path / "theirs", scale=scale, dtype=dtype)
+    for source, mine in ((theirs, "mine"), (tmp_path / "mine", "next")):
+        adopt(source, tmp_path / mine, "smoke", 0)  # also from hand to hand
+        _, *told = capsys.readouterr().out.splitlines()
+        assert len(told) == len(said)
+        assert all(map(str.startswith, told, said))
 
 
 # --- what is refused ------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """./course run: what is run, what is skipped, and how it stops."""
 
+import argparse
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import pytest
 
 from minipalm.course import ROOT, run
 from minipalm.data.lock import is_held, lock, look
+from minipalm.ends import OWN, End, read_ends, write_end
+from minipalm.stopping import SIGNALS
 
 # The real program with two stages of our own, and without the report.
 DRIVER = """
@@ -244,11 +247,11 @@ def test_an_unknown_stage_to_end_at_is_refused(pipeline, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_signals_do_afterwards_what_they_did_before():
     """In a notebook the process goes on, and must be stoppable as ever."""
-    before = [signal.getsignal(number) for number in run.STOPPING]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with run.signals_as_they_were():
         run.stop_on_signals()
         assert signal.getsignal(signal.SIGTERM) != before[1]
-    assert [signal.getsignal(number) for number in run.STOPPING] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 IN_A_KERNEL = """
@@ -365,11 +368,30 @@ def test_a_failure_after_the_result_is_said_and_the_run_goes_on(
     assert (folder / "policy" / "step-000002").exists() == kept
     code, out, err = finish(pipeline("--scale", scale))
     assert code == 0, err
-    complete = f"one: complete, but its notebook did not end: see {folder}/one.ipynb\n"
+    why = "its notebook may not have run to its end"
+    complete = f"one: complete, but {why}: see {folder}/one.ipynb\n"
     assert complete in out and "two: into" in out
     assert runs(tmp_path) == {"one": 1, "two": 1}
     code, out, _ = finish(pipeline("--scale", scale))
     assert complete in out and "two: complete\n" in out
+
+
+def test_how_an_earlier_try_ended_is_not_told_of_this_one(
+    write_notebook, tmp_path, monkeypatch, capsys
+):
+    """As where a port is taken: the stage ends before it can leave a note."""
+    write_notebook("one", "pass")
+    output = tmp_path / "out" / "one" / "one.ipynb"
+    output.parent.mkdir(parents=True)
+    for name in ("one.ipynb", "one.rank-3.ipynb"):
+        write_end(output.with_name(name), End(None, OWN, "cell [7]: long ago", 1.0))
+    asked = {"scale": "toy", "seed": 0, "out": tmp_path / "out", "renew": True}
+    args = argparse.Namespace(**asked, notebooks=tmp_path)
+    monkeypatch.setattr(run, "execute", lambda *_: run.Spent(1, 0.0, 0.0))
+    assert run.run_stages(args, {"one": {}}, 0) == 1
+    err = capsys.readouterr().err
+    assert "one failed: as said above. Mend it" in err and "long ago" not in err
+    assert not read_ends(output.parent)
 
 
 def test_checkpoints_of_a_stage_that_is_found_complete_go_too(pipeline, tmp_path):

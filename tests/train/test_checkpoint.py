@@ -24,6 +24,7 @@ from minipalm.train.checkpoint import (
     write_checkpoint,
 )
 from minipalm.train.optim import adamw, set_lr
+from minipalm.train.piecewise import NAMES
 from minipalm.train.run import Run
 from tests.train import worlds
 from tests.train.worlds import NET, left_by
@@ -125,13 +126,23 @@ def test_a_file_is_the_library_s_own(tmp_path):
     checkpoint.save_file(tensors, tmp_path / "ours")
     safetensors.torch.save_file(tensors, tmp_path / "theirs")
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
-    kinds = (torch.float64, torch.float16, torch.int32, torch.bfloat16)
-    tensors = {str(kind): torch.arange(5).to(kind) for kind in kinds}
+    tensors = {str(kind): torch.arange(5).to(kind) for kind in NAMES}
+    assert {torch.int16, torch.int8, torch.uint16, torch.float16} < NAMES.keys()
     checkpoint.save_file(tensors, tmp_path / "ours")
     found = load_file(tmp_path / "ours")
     assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], x) for name, x in tensors.items())
+    for name, x in tensors.items():
+        assert torch.equal(found[name].view(torch.uint8), x.view(torch.uint8))
     assert all(found[name].dtype == x.dtype for name, x in tensors.items())
+
+
+def test_a_type_that_such_files_do_not_have_is_named(tmp_path):
+    tensors = {"m/z": torch.zeros(2, dtype=torch.complex128)}
+    with pytest.raises(CheckpointError) as caught:
+        write_checkpoint(tmp_path / "a", tensors, {})
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'a'}: could not be written (m/z: ")
+    assert "no type for torch.complex128" in message and not any(tmp_path.iterdir())
 
 
 def test_a_file_is_written_with_one_tensor_in_memory_at_a_time(tmp_path, monkeypatch):
