@@ -9,14 +9,19 @@ Stages that are complete are left out.
 import argparse
 import json
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 from minipalm.config import Preset, get_preset
+from minipalm.course.heartbeat import JOIN
 from minipalm.course.run import in_folder
 from minipalm.data.corpus import (
     Examples,
@@ -35,7 +40,7 @@ from minipalm.data.datasets import (
     read_prompts,
     read_texts,
 )
-from minipalm.data.files import fingerprint, wait_for, write_text
+from minipalm.data.files import fingerprint, write_text
 from minipalm.data.records import Records
 from minipalm.data.tokenizer import Tokenizer
 from minipalm.rlhf.labeller import check_known
@@ -45,7 +50,10 @@ from minipalm.stopping import die_with_parent, stop_on_signals
 from minipalm.train.networks import tokenizer_of
 from minipalm.train.progress import read_object
 
-RECORD = "data.json"  # in the run's folder: what machine 0 has checked
+RECORD = "data.json"  # in the run's folder: machine 0's word, see `announced`
+BEAT = 20.0  # seconds until it is written again
+TELL = 10.0  # seconds until who waits says so
+GONE = 120.0  # seconds without: a shared disk may show for a minute what was before
 CHECKED = ("demonstrations", "prompts", "heldout", "preferences")
 Files = Mapping[str, Mapping[str, Path]]  # of each stage, by the notebook's parameters
 
@@ -145,13 +153,17 @@ def main() -> int:
 # --- in the command that runs the stages ----------------------------------------------
 
 
-def check_data(args: argparse.Namespace, keep_open: int, several: bool = False) -> int:
+def check_data(
+    args: argparse.Namespace,
+    keep_open: int,
+    ready: Callable[[], None] | None = None,
+) -> int:
     """Check the data of all stages that are to run. Returns 0, or an exit status.
 
     Args:
         args: those of `./course full`; `inputs` has each stage's files.
         keep_open: descriptor of the run's lock, which the process shall hold as well.
-        several: other machines wait for a word, see `wait_for_data`.
+        ready: called if they are as they should be; see `announced`.
     """
     files = {
         stage: {name: str(path) for name, path in some.items()}
@@ -160,29 +172,13 @@ def check_data(args: argparse.Namespace, keep_open: int, several: bool = False) 
     }
     if "08_reward_model" in files:
         say_what_is_not_used(args)
-    (args.out / RECORD).unlink(missing_ok=True)
     status = 0
     if any(name in CHECKED for some in files.values() for name in some):
         given = {"scale": args.scale, "seed": args.seed, "out": str(args.out)}
         status = in_a_process({**given, "files": files}, keep_open)
-    if several:
-        record = {"data": fingerprints(args), "ended": status > 0}
-        write_text(args.out / RECORD, json.dumps(record) + "\n")
+    if ready and not status:
+        ready()
     return status
-
-
-def wait_for_data(args: argparse.Namespace) -> None:
-    """On another machine: wait until machine 0 has checked the same data.
-
-    That may take longer than machines wait for each other where a stage begins.
-
-    Raises:
-        ValueError: machine 0 has ended: it was stopped, or has refused them.
-    """
-    path, data = args.out / RECORD, fingerprints(args)
-    wait_for(lambda: read_object(path).get("data") == data, path)
-    if read_object(path).get("ended"):
-        raise ValueError("machine 0 ended while it read the data, and has said why")
 
 
 def fingerprints(args: argparse.Namespace) -> dict[str, Any]:
@@ -231,6 +227,99 @@ def in_a_process(given: Mapping[str, Any], keep_open: int) -> int:
     if status not in (0, 2):
         print(f"The data could not be checked. Mend it and {again}", file=sys.stderr)
     return status if status >= 0 else 1
+
+
+# --- several machines -----------------------------------------------------------------
+
+
+@contextmanager
+def announced(args: argparse.Namespace, several: bool) -> Iterator[Callable[[], None]]:
+    """Around all that machine 0 does: the others learn that it lives, and how it goes.
+
+    Its word is "reading" until what this yields is called, then "ready", and at last
+    "ended". It is written again and again, with a count, and names this start: what an
+    earlier one has left cannot be taken for it.
+
+    several: there are others. If not, no word is left.
+    """
+    path = args.out / RECORD
+    if not several:
+        path.unlink(missing_ok=True)
+        yield lambda: None
+        return
+    word: dict[str, Any] = {"start": secrets.token_hex(8), "count": 0}
+    word["data"] = fingerprints(args)
+    one_at_a_time, over = threading.Lock(), threading.Event()
+
+    def say(state: str = "") -> None:
+        with one_at_a_time:
+            word["state"] = state or word["state"]
+            word["count"] += 1
+            write_text(path, json.dumps(word) + "\n")
+
+    def repeat() -> None:
+        left = JOIN.total_seconds()
+        while left > 0 and not over.wait(BEAT):
+            with suppress(OSError):  # the disk may soon be back
+                say()
+            left -= BEAT if word["state"] == "ready" else 0
+        if not over.is_set():  # all have met, or never will
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    try:
+        say("reading")
+        threading.Thread(target=repeat, daemon=True).start()
+        yield lambda: say("ready")
+    finally:
+        over.set()
+        with suppress(OSError):  # what ended us shall be heard, not this
+            say("ended")
+
+
+def wait_for_data(args: argparse.Namespace) -> None:
+    """On another machine: wait until machine 0 has checked the same data.
+
+    That may take longer than machines wait for each other where a stage begins. A word
+    that lay there before counts when it changes; only "ready" counts at once.
+
+    Raises:
+        ValueError: machine 0 has ended, is lost, or does not begin.
+    """
+    path, told = args.out / RECORD, False
+    old, data = read_object(path), fingerprints(args)
+    now: dict[str, Any] = {}
+    begin = since = time.monotonic()
+    while now.get("state") != "ready":
+        before, now = now, read_object(path)
+        known = now == old and now.get("state") != "ready"
+        if known or now.get("data") != data:
+            now = {}
+        if now != before:
+            since = time.monotonic()
+        patience, why = until_when(now.get("state"), args.out)
+        if time.monotonic() - since > patience:
+            raise ValueError(why)
+        if not told and time.monotonic() - begin > TELL:
+            print(
+                f"waiting for machine 0, {args.rdzv_endpoint}, to read the data: as "
+                f"long as it takes, if it begins within {JOIN.seconds // 60} min",
+                flush=True,
+            )
+            told = True
+        time.sleep(0.2)
+
+
+def until_when(state: str | None, out: Path) -> tuple[float, str]:
+    """Seconds to wait for another word of machine 0; and why no longer."""
+    if state == "reading":
+        return GONE, f"machine 0 is lost: it gave no sign for {GONE:g} s"
+    if state == "ended":  # there may be another start, which goes on
+        return 2 * BEAT, "machine 0 ended before the first stage, and has said why"
+    return JOIN.total_seconds(), (
+        f"machine 0 has not begun within {JOIN.seconds // 60} min, or has said why "
+        f"not. All machines must get the same command, and share {out}"
+    )
 
 
 if __name__ == "__main__":

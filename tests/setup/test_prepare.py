@@ -7,15 +7,17 @@ import sys
 import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
 
 import jupytext
 import pytest
 
 from minipalm.config import get_preset
-from minipalm.course import ROOT
-from minipalm.course.prepare import Data, check_data, wait_for_data
+from minipalm.course import ROOT, prepare
+from minipalm.course.prepare import Data, announced, check_data, wait_for_data
 from minipalm.course.run import all_inputs
 from minipalm.data import datasets, lines, shards
 from minipalm.data.fields import DataError
@@ -50,7 +52,7 @@ def asked(out, data=None, preferences=None, until=None, seed=0):
     """The arguments of ./course full, with all inputs."""
     args = Namespace(
         scale="smoke", seed=seed, out=out, data=data, preferences=preferences,
-        until=until, notebooks=ROOT / "solutions",
+        until=until, notebooks=ROOT / "solutions", rdzv_endpoint="gpu1:29400",
     )  # fmt: skip
     args.inputs = all_inputs(args)
     return args
@@ -214,22 +216,171 @@ with tempfile.TemporaryDirectory() as folder:
 
 # --- several machines -----------------------------------------------------------------
 
+ENDED = "machine 0 ended before the first stage, and has said why"
+LOST = "machine 0 is lost: it gave no sign for"
+NO_WORD = "machine 0 has not begun within"
 
-def test_other_machines_wait_for_machine_0_s_word_about_the_same_data(own, tmp_path):
-    data, out = own(), tmp_path / "out"
-    out.mkdir()
-    args = asked(out, data, until="06_palm")
-    with (out / ".lock").open("w") as held, ThreadPoolExecutor() as pool:
-        waiting = pool.submit(wait_for_data, args)
+
+@pytest.fixture
+def quick(monkeypatch):
+    """What takes minutes takes seconds."""
+    monkeypatch.setattr(prepare, "BEAT", 0.2)
+    monkeypatch.setattr(prepare, "GONE", 1.5)
+    monkeypatch.setattr(prepare, "JOIN", timedelta(seconds=4))
+
+
+@pytest.fixture
+def args(own, tmp_path):
+    args = asked(tmp_path / "out", own(), until="06_palm")
+    args.out.mkdir()
+    return args
+
+
+@pytest.fixture
+def machine_1(args, quick):
+    """machine_1() -> its wait for machine 0, which has begun and looked."""
+    with ThreadPoolExecutor() as pool:
+
+        def begin(args=args):
+            waiting = pool.submit(wait_for_data, args)
+            time.sleep(0.5)
+            return waiting
+
+        yield begin
+
+
+def state(args):
+    return json.loads((args.out / "data.json").read_text())["state"]
+
+
+def start_and_refuse(args, *raised):
+    """A start of machine 0 that ends before it has checked the data."""
+    with suppress(*raised), announced(args, several=True):
+        assert state(args) == "reading"
+        for error in raised:
+            raise error
+    assert state(args) == "ended"
+
+
+def test_others_wait_while_machine_0_reads_and_go_on_when_it_is_ready(args, machine_1):
+    waiting = machine_1()
+    with (args.out / ".lock").open("w") as held, announced(args, True) as ready:
+        time.sleep(5)  # longer than they wait for its beginning, or for a sign
+        assert not waiting.done()
+        assert check_data(args, held.fileno(), ready) == 0
+        assert waiting.result(10) is None
+        machine_1().result(10)  # nor does one wait that comes now
+
+
+def test_data_that_are_refused_end_the_others(args, own, machine_1):
+    own(demonstrations=[{"prompt": STORY, "response": LONG * 3}])
+    waiting = machine_1()
+    with (args.out / ".lock").open("w") as held, announced(args, True) as ready:
+        assert check_data(args, held.fileno(), ready) == 2
+    with pytest.raises(ValueError, match=ENDED):
+        waiting.result(10)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, SystemExit])
+def test_a_refusal_before_anything_is_read_ends_the_others(args, machine_1, error):
+    waiting = machine_1()
+    start_and_refuse(args, error)
+    with pytest.raises(ValueError, match=ENDED):
+        waiting.result(10)
+
+
+def test_the_end_of_an_earlier_start_counts_for_nothing(args, machine_1):
+    start_and_refuse(args, SystemExit)
+    waiting = machine_1()
+    time.sleep(1)
+    assert not waiting.done()
+    with announced(args, several=True) as ready:
         time.sleep(1)
         assert not waiting.done()
-        assert check_data(args, held.fileno(), several=True) == 0
-        assert waiting.result(20) is None
-        own(demonstrations=[{"prompt": STORY, "response": LONG * 3}])
-        args = asked(out, data, until="06_palm")
-        waiting = pool.submit(wait_for_data, args)
+        ready()
+        assert waiting.result(10) is None
+
+
+def test_others_give_up_where_machine_0_does_not_begin(args, machine_1):
+    for begin in (dict, lambda: start_and_refuse(args, SystemExit)):
+        begin()
+        waiting = machine_1()
+        time.sleep(1.5)
+        assert not waiting.done()
+        with pytest.raises(ValueError, match=NO_WORD):
+            waiting.result(10)
+
+
+def test_machine_0_killed_while_it_reads_is_missed(args, machine_1):
+    inputs = {s: {n: str(p) for n, p in f.items()} for s, f in args.inputs.items()}
+    given = {"scale": args.scale, "out": str(args.out), "inputs": inputs}
+    machine_0 = subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(given)])
+    while not (args.out / "data.json").exists():
+        time.sleep(0.1)
+    waiting = machine_1()
+    time.sleep(4)
+    assert not waiting.done()
+    machine_0.kill()
+    machine_0.wait()
+    with pytest.raises(ValueError, match=LOST):
+        waiting.result(10)
+    late = machine_1()
+    time.sleep(1.5)
+    assert state(args) == "reading" and not late.done()  # it may begin again
+    with announced(args, several=True) as ready:
+        ready()
+        assert late.result(10) is None
+
+
+KILLED = """
+import json, sys, time
+from argparse import Namespace
+from pathlib import Path
+from minipalm.course import prepare
+args = Namespace(**json.loads(sys.argv[1]))
+args.out = Path(args.out)
+prepare.BEAT = 0.2
+with prepare.announced(args, several=True):
+    time.sleep(60)
+"""
+
+
+def test_a_second_start_that_the_lock_refuses_does_not_end_the_others(args, machine_1):
+    waiting = machine_1()
+    with announced(args, several=True) as ready:
+        start_and_refuse(args, RuntimeError)
         time.sleep(1)
-        assert not waiting.done()  # the word is about other data
-        assert check_data(args, held.fileno(), several=True) == 2
-        with pytest.raises(ValueError, match="machine 0 ended while it read the data"):
-            waiting.result(20)
+        assert not waiting.done()
+        ready()
+        assert waiting.result(10) is None
+
+
+def test_a_word_about_other_data_counts_for_nothing(args, own, tmp_path, machine_1):
+    with announced(args, several=True) as ready:
+        ready()
+        own(demonstrations=[{"prompt": STORY, "response": "it slept ."}])
+        waiting = machine_1(asked(args.out, tmp_path / "own", until="06_palm"))
+        with pytest.raises(ValueError, match=NO_WORD):  # though it is said again
+            waiting.result(10)
+
+
+def test_when_all_have_met_there_is_no_word_left(args, quick):
+    with announced(args, several=True) as ready:
+        ready()
+        time.sleep(1)
+        assert state(args) == "ready"
+        time.sleep(5)
+        assert not (args.out / "data.json").exists()
+    start_and_refuse(args, SystemExit)
+    with announced(args, several=False) as ready:
+        assert not (args.out / "data.json").exists()
+        ready()
+    assert not list(args.out.iterdir())
+
+
+def test_who_waits_says_so_once(args, quick, monkeypatch, capfd):
+    monkeypatch.setattr(prepare, "TELL", 0.5)
+    with pytest.raises(ValueError, match=NO_WORD):
+        wait_for_data(args)
+    told = capfd.readouterr().out.splitlines()
+    assert len(told) == 1 and told[0].startswith("waiting for machine 0, gpu1:29400, ")
