@@ -28,7 +28,6 @@ NAMES = {
     torch.uint16: "U16",
     torch.uint8: "U8",
     torch.bool: "BOOL",
-    torch.complex64: "C64",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
@@ -39,7 +38,7 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
 
     Raises:
         OSError: the disk is full, say.
-        SafetensorError: a tensor is of a type that such files do not have.
+        SafetensorError: a tensor is of a type that is not in NAMES.
     """
     # The widest types first: so each number lies at a multiple of its width.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -48,7 +47,9 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name in names:
         x = tensors[name]
         if x.dtype not in NAMES:
-            raise SafetensorError(f"{name}: safetensors has no type for {x.dtype}")
+            raise SafetensorError(
+                f"{name}: {x.dtype} is not among the types that are kept"
+            )
         begin, end = end, end + x.nbytes
         header[name] = {
             "dtype": NAMES[x.dtype],
