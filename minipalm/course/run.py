@@ -286,17 +286,17 @@ def is_taken(args: argparse.Namespace) -> bool:
     it here may take weeks, and it would be another one.
     """
     folder, note = args.out / "06_palm", args.out / ADOPTED
-    had = read_object(folder / "stage.json").get("adopted")
+    record = read_object(folder / "stage.json")
     if getattr(args, "pretrained", None):
         return True
-    came = had or read_object(note)
+    came = record.get("adopted") if record else read_object(note)
     if came and not (folder / "done.json").is_file():
         raise ValueError(
             f"{shown(folder)} is not complete, and its pretraining came from "
             f"{came.get('run')}:\ngive ./course full --pretrained {came.get('run')} "
             f"again, or remove {shown(note)} and that folder to train it here"
         )
-    return had is not None
+    return "adopted" in record
 
 
 def all_inputs(args: argparse.Namespace) -> dict[str, dict[str, Path]]:

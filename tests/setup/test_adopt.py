@@ -169,6 +169,15 @@ def test_what_was_taken_and_is_lost_is_not_trained_here_unasked(theirs, tmp_path
     assert "text" in inputs(mine)["06_palm"]
 
 
+def test_a_training_of_one_s_own_goes_on_whatever_an_old_note_says(theirs, tmp_path):
+    """As where it came back, since a command that took another one was refused."""
+    mine = tmp_path / "mine"
+    adopt(theirs, mine, "smoke", 0)
+    (mine / "06_palm" / "done.json").unlink()
+    (mine / "06_palm" / "stage.json").write_text('{"scale": "smoke", "seed": 0}')
+    assert "text" in inputs(mine)["06_palm"]
+
+
 def test_a_run_that_took_it_before_there_was_a_note_gets_one(theirs, tmp_path):
     mine = tmp_path / "mine"
     adopt(theirs, mine, "smoke", 0)
