@@ -24,7 +24,7 @@ from minipalm.course import ROOT
 from minipalm.course.adopt import adopt
 from minipalm.course.made_from import refused, stale_stages
 from minipalm.course.nodes import Nodes, add_options, find_nodes
-from minipalm.course.prepare import check_data, wait_for_data
+from minipalm.course.prepare import announced, check_data, wait_for_data
 from minipalm.course.renew import put_back, set_aside
 from minipalm.course.run import (
     all_inputs,
@@ -36,6 +36,7 @@ from minipalm.course.run import (
     signals_as_they_were,
 )
 from minipalm.data.lock import lock
+from minipalm.ends import forget_ends
 from minipalm.model.palm import count_parameters
 from minipalm.scale.disk import rooms
 from minipalm.scale.plan import check_ranks
@@ -129,17 +130,22 @@ def refuse_stale(args: argparse.Namespace) -> list[str]:
     return list(stale)
 
 
-def begin(args: argparse.Namespace, preset: Preset, held: int, nodes: Nodes) -> int:
+def begin(args: argparse.Namespace, preset: Preset, held: int) -> int:
     """All that can be refused, and only then what cannot be undone.
 
     Returns 0, or the status of what was refused and said; raises ValueError.
     """
     put_back(args.out)
+    for stage in args.inputs:  # how they ended before is no cause of what comes now
+        forget_ends(args.out / stage)
+    taken = args.pretrained, args.out, args.scale, args.seed
+    if args.pretrained and not (args.out / "06_palm").exists():
+        adopt(*taken)  # first, or what came after it would seem to be stale
     with set_aside(args.out, refuse_stale(args)) as remove:
         if args.pretrained:
-            adopt(args.pretrained, args.out, args.scale, args.seed)
+            adopt(*taken)
         check_disk(preset, args.out, args.inputs)
-        status = check_data(args, held, nodes.several)
+        status = check_data(args, held)
         if not status:
             remove()
     return status
@@ -213,10 +219,13 @@ def main(argv: list[str] | None = None) -> int:
                 refuse_stale(args)
                 wait_for_data(args)
                 return follow(args, list(args.inputs), nodes)
-            with lock(args.out) as held:
-                ranks = nodes.ranks * nodes.count
-                status = begin(args, preset, held.fileno(), nodes)
-                return status or run(args, held.fileno(), nodes, ranks, *gpus[:1])
+            ranks = nodes.ranks * nodes.count
+            with announced(args, nodes.several) as ready, lock(args.out) as held:
+                status = begin(args, preset, held.fileno())
+                if status:
+                    return status
+                ready()
+                return run(args, held.fileno(), nodes, ranks, *gpus[:1])
     except (ValueError, RuntimeError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

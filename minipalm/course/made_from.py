@@ -16,17 +16,9 @@ from typing import Any
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.data.files import fingerprint, write_text
+from minipalm.train.progress import read_object
 
 Files = Mapping[str, Path]  # by the notebook's parameters
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one if the file is missing or broken."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def shown(path: Path) -> str:
@@ -99,7 +91,7 @@ def stale_stages(
     stale: dict[str, list[str]] = {}
     after: dict[str, str] = {}
     for stage, files in inputs.items():
-        record = read_json(args.out / stage / "stage.json")
+        record = read_object(args.out / stage / "stage.json")
         why = differences(record, made_from(args, files, after), files)
         if why:
             stale[stage] = why
@@ -132,7 +124,7 @@ def prepare(
     Raises:
         ValueError: it is stale, and must not be emptied (renew).
     """
-    record = read_json(folder / "stage.json")
+    record = read_object(folder / "stage.json")
     why = differences(record, now, files)
     if why and not renew:
         raise refused(folder.parent, {folder.name: why})

@@ -454,7 +454,7 @@ from minipalm.course import full, run
 run.STAGES, run.report = ("11_ppo",), print
 sys.exit(full.main())
 """
-TIMING = ("seconds", "tokens_per_second", "memory")
+TIMING = ("seconds", "checkpoint_seconds", "tokens_per_second", "memory")
 
 
 def what_ppo_made(out):

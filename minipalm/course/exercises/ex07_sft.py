@@ -1075,6 +1075,11 @@ STEP = Exercise(
     ),
     twins=(Twin(step_written_out), Twin(step_by_weights)),
     tolerance=3e-4,
+    equivalent={
+        "rows = beside(model, rows) → pass": (
+            "in a class the rows and the model both lie on the CPU"
+        ),
+    },
 )
 
 EXERCISES = (FILL, PACK, SFT, BATCH, STEP)
