@@ -153,17 +153,12 @@ def main() -> int:
 # --- in the command that runs the stages ----------------------------------------------
 
 
-def check_data(
-    args: argparse.Namespace,
-    keep_open: int,
-    ready: Callable[[], None] | None = None,
-) -> int:
+def check_data(args: argparse.Namespace, keep_open: int) -> int:
     """Check the data of all stages that are to run. Returns 0, or an exit status.
 
     Args:
         args: those of `./course full`; `inputs` has each stage's files.
         keep_open: descriptor of the run's lock, which the process shall hold as well.
-        ready: called if they are as they should be; see `announced`.
     """
     files = {
         stage: {name: str(path) for name, path in some.items()}
@@ -172,13 +167,10 @@ def check_data(
     }
     if "08_reward_model" in files:
         say_what_is_not_used(args)
-    status = 0
-    if any(name in CHECKED for some in files.values() for name in some):
-        given = {"scale": args.scale, "seed": args.seed, "out": str(args.out)}
-        status = in_a_process({**given, "files": files}, keep_open)
-    if ready and not status:
-        ready()
-    return status
+    if not any(name in CHECKED for some in files.values() for name in some):
+        return 0
+    given = {"scale": args.scale, "seed": args.seed, "out": str(args.out)}
+    return in_a_process({**given, "files": files}, keep_open)
 
 
 def fingerprints(args: argparse.Namespace) -> dict[str, Any]:

@@ -330,7 +330,7 @@ def plan_and_truth(results: Mapping[str, Any]) -> Figure:
         sharey=True,
     )
     names = [
-        f"{one.name}, {one.rows} rows{', recompute' * one.recompute}, {one.gpus} GPU"
+        f"{one.name}, {one.label} rows{', recompute' * one.recompute}, {one.gpus} GPU"
         for one in settings
     ]
     for ax, values, bar, name in zip(axes, off, (5, 15), ("memory", "seconds")):

@@ -267,7 +267,8 @@ def test_others_wait_while_machine_0_reads_and_go_on_when_it_is_ready(args, mach
     with (args.out / ".lock").open("w") as held, announced(args, True) as ready:
         time.sleep(5)  # longer than they wait for its beginning, or for a sign
         assert not waiting.done()
-        assert check_data(args, held.fileno(), ready) == 0
+        assert check_data(args, held.fileno()) == 0
+        ready()
         assert waiting.result(10) is None
         machine_1().result(10)  # nor does one wait that comes now
 
@@ -275,8 +276,8 @@ def test_others_wait_while_machine_0_reads_and_go_on_when_it_is_ready(args, mach
 def test_data_that_are_refused_end_the_others(args, own, machine_1):
     own(demonstrations=[{"prompt": STORY, "response": LONG * 3}])
     waiting = machine_1()
-    with (args.out / ".lock").open("w") as held, announced(args, True) as ready:
-        assert check_data(args, held.fileno(), ready) == 2
+    with (args.out / ".lock").open("w") as held, announced(args, True):
+        assert check_data(args, held.fileno()) == 2
     with pytest.raises(ValueError, match=ENDED):
         waiting.result(10)
 

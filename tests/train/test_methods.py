@@ -209,6 +209,21 @@ def test_the_reference_is_asked_about_all_pairs_in_whole_batches(compile):
         torch.testing.assert_close(one, other)
 
 
+def noted_by(writer, config, **how):
+    """A log of nine answers."""
+    return log_answers(
+        writer,
+        share_of_fives,
+        *asked(),
+        config=config,
+        max_response=5,
+        eos_id=EOS,
+        generator=torch.Generator().manual_seed(5),
+        sample=Sampler(writer),
+        **how,
+    )
+
+
 def test_a_fresh_log_is_not_stale_in_bfloat16():
     """What the log notes is what the policy says when it reads its answers again."""
     machine = MachineConfig(compute="bfloat16", decoder=True)
@@ -216,17 +231,7 @@ def test_a_fresh_log_is_not_stale_in_bfloat16():
     seen = {}
     for reuse in (False, True):
         config = replace(OFFLINE.ppo, reuse_logprobs=reuse, micro_batch=3)
-        log = log_answers(
-            policy,
-            share_of_fives,
-            *asked(),
-            config=config,
-            max_response=5,
-            eos_id=EOS,
-            generator=torch.Generator().manual_seed(5),
-            sample=Sampler(policy),
-            batch_size=3,
-        )
+        log = noted_by(policy, config, batch_size=3)
         assert log.mask.shape == (9, 5)
         how = {"config": config, "kl_coef": 0.1, "weight_limit": 5.0}
         critic = Critic(network(1), "last")
@@ -244,16 +249,7 @@ def test_a_log_is_fresh_for_those_who_lie_as_its_writer_did():
     learner = fine_tuned(network(0), machine, reference)
     stale = []
     for writer in (fine_tuned(network(0), machine, reference), reference):
-        log = log_answers(
-            writer,
-            share_of_fives,
-            *asked(),
-            config=config,
-            max_response=5,
-            eos_id=EOS,
-            generator=torch.Generator().manual_seed(5),
-            sample=Sampler(writer),
-        )
+        log = noted_by(writer, config)
         critic = Critic(network(1), "last")
         _, seen = replay(learner, reference, critic, log, **how)
         stale.append((seen["staleness"], seen["heaviest"]))
