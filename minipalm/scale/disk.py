@@ -19,7 +19,8 @@ class Loop:
     """One training run of a stage.
 
     Attributes:
-        checkpoint: bytes of one.
+        checkpoint: bytes of one: weights and AdamW's two moments. The last has the
+            weights alone.
         saved: how often; each replaces the one before as soon as it is whole.
         result: bytes of what later stages read.
     """
@@ -27,6 +28,11 @@ class Loop:
     checkpoint: float
     saved: int
     result: float
+
+    @property
+    def last(self) -> float:
+        """Bytes of the last checkpoint."""
+        return self.checkpoint / 3
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,9 @@ def worst_moment(loops: list[Loop]) -> float:
     """
     moments, kept = [0.0], 0.0
     for loop in loops:
-        moments.append(kept + min(loop.saved, 2) * loop.checkpoint)
-        kept += loop.checkpoint
+        sizes = [loop.checkpoint] * (loop.saved - 1) + [loop.last] * (loop.saved > 0)
+        moments += [kept + sum(sizes[:2]), kept + sum(sizes[-2:])]
+        kept += sum(sizes[-1:])
     return max(*moments, kept + sum(loop.result for loop in loops))
 
 

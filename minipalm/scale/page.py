@@ -87,9 +87,10 @@ The run's folder on the disk, of all stages together:
 {disk}
 ```
 
-A checkpoint has weights and AdamW's two moments. A new one is whole before the last one
-goes, so a loop that writes several has two for a moment. Lesson 15 runs if it is asked
-for. `./course full` refuses to begin where there is not so much room.
+A checkpoint has weights and AdamW's two moments; the last of a loop, weights only. A
+new one is whole before the one before it goes, so a loop that writes several has two
+for a moment. Lesson 15 runs if it is asked for. `./course full` refuses to begin where
+there is not so much room.
 
 ## {hours:,.0f} A100-hours
 

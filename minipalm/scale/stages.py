@@ -129,7 +129,7 @@ def training_stage(
         config, machine, rows, length, gpu, gpus, parts, adapters
     )
     kept = checkpoint_bytes(config, preset, adapters)
-    written = math.ceil(optim.steps / preset.checkpoint_every) * kept / disk
+    written = bytes_written(optim.steps, preset.checkpoint_every, kept) / disk
     everything = optim.batch_size * rows_each * length
     memory, held = {network: peak, **waiting}, waste(gpus, alternates=False)
     return Stage(name, memory, held, optim.steps, everything, seconds, written)
@@ -177,6 +177,11 @@ def checkpoint_bytes(config: PaLMConfig, preset: Preset, adapters: bool) -> floa
     return 3 * BYTES[preset.machine.weights] * count_parameters(config)
 
 
+def bytes_written(steps: int, every: int, checkpoint: float) -> float:
+    """By the checkpoints of one loop; the last is weights only, a third."""
+    return (math.ceil(steps / every) - 2 / 3) * checkpoint
+
+
 def answers_stage(preset: Preset, gpu: GPU, gpus: int) -> Stage:
     """Lesson 08: the policy gives two answers to each prompt, and later some more.
 
@@ -208,19 +213,19 @@ def ppo_stage(preset: Preset, gpu: GPU, gpus: int, disk: float) -> Stage:
     sizes = preset.max_prompt, preset.max_response
     args = policy, trunk, preset.machine, preset.ppo, *sizes
     phases = ppo_seconds(*args, gpu, gpus)
-    steps = preset.ppo.iterations * len(preset.ppo.kl_coefs)
+    steps, loops = preset.ppo.iterations, len(preset.ppo.kl_coefs)
     small = preset.machine.lora_rank > 0
     kept = checkpoint_bytes(policy, preset, small)
     kept += checkpoint_bytes(trunk, preset, False)
-    number = math.ceil(steps / preset.ppo_checkpoint_every)
+    written = loops * bytes_written(steps, preset.ppo_checkpoint_every, kept)
     return Stage(
         "11 PPO",
         ppo_memory(*args, gpus),
         waste(gpus, alternates=True),
-        steps,
+        loops * steps,
         preset.ppo.batch_size * sum(sizes),
         sum(phases.values()),
-        number * kept / disk,
+        written / disk,
         phases,
     )
 

@@ -93,7 +93,7 @@ def train_dpo(
     optim = config.optim
     optimizer, clock = adamw(policy, optim.weight_decay, optim.betas), Clock(policy)
     modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
-    start, _ = run.resume(modules, optimizers)
+    start, _ = run.resume(optim.steps, modules, optimizers)
     with clock.phase("reference"):
         at_once = optim.micro_batch or 256
         ref_chosen, ref_rejected = reference_logprobs(reference, pairs, at_once)
@@ -112,4 +112,4 @@ def train_dpo(
             refresh=False,
         )
         if step % checkpoint_every == 0 or step == optim.steps:
-            run.save(step, modules, optimizers)
+            run.save(step, optim.steps, modules, optimizers)

@@ -125,7 +125,7 @@ def train_group(
     sampler = torch.Generator().manual_seed(seed + 1)  # a stream of its own
     modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
     generators = {"generator": generator, "sampler": sampler}
-    start, _ = run.resume(modules, optimizers, generators)
+    start, _ = run.resume(config.iterations, modules, optimizers, generators)
     different = config.batch_size // config.group_size  # prompts an iteration
     for step, bar in steps_left(start, config.iterations, run.name):
         rows = torch.randint(len(prompts), (different,), generator=generator)
@@ -156,4 +156,4 @@ def train_group(
             reward=f"{metrics['score']:.2f}", kl=f"{metrics['kl']:.1f}", refresh=False
         )
         if step % checkpoint_every == 0 or step == config.iterations:
-            run.save(step, modules, optimizers, generators)
+            run.save(step, config.iterations, modules, optimizers, generators)

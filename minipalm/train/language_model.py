@@ -69,7 +69,7 @@ def train_language_model(
     rows = stream[: len(stream) // window * window].view(-1, window)
     optimizer, clock = adamw(model, config.weight_decay, config.betas), Clock(model)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
-    start, _ = run.resume(modules, optimizers)
+    start, _ = run.resume(config.steps, modules, optimizers)
     for step, bar in steps_left(start, config.steps, run.name):
         chosen = batch_rows(len(rows), config.batch_size, step, seed)
         loss, total = 0.0, len(chosen) * (window - 1)
@@ -84,4 +84,4 @@ def train_language_model(
         run.log(step, loss=loss, grad_norm=norm, **clock.lap(total))
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if step % checkpoint_every == 0 or step == config.steps:
-            run.save(step, modules, optimizers)
+            run.save(step, config.steps, modules, optimizers)

@@ -60,7 +60,7 @@ def train_offline(
         "critic_optimizer": critic_optimizer,
     }
     generators = {"generator": generator}
-    start, _ = run.resume(modules, optimizers, generators)
+    start, _ = run.resume(ppo.iterations, modules, optimizers, generators)
     for step, bar in steps_left(start, ppo.iterations, run.name):
         rows = batch_rows(len(log), ppo.batch_size, step, seed)
         batch = log.uncut(rows) if machine_of(policy).compile else log[rows]
@@ -91,4 +91,4 @@ def train_offline(
             ess=f"{seen['ess']:.2f}", stale=f"{seen['staleness']:.2f}", refresh=False
         )
         if step % checkpoint_every == 0 or step == ppo.iterations:
-            run.save(step, modules, optimizers, generators)
+            run.save(step, ppo.iterations, modules, optimizers, generators)

@@ -99,7 +99,7 @@ def train_ppo(
         "critic_optimizer": critic_optimizer,
     }
     generators = {"generator": generator, "sampler": sampler}
-    start, state = run.resume(modules, optimizers, generators)
+    start, state = run.resume(config.iterations, modules, optimizers, generators)
     kl.coef = state.get("kl_coef", kl_coef)
     for step, bar in steps_left(start, config.iterations, run.name):
         rows = torch.randint(len(prompts), (config.batch_size,), generator=generator)
@@ -147,4 +147,5 @@ def train_ppo(
         )
         kl.update(metrics["kl"], len(rollout))
         if step % checkpoint_every == 0 or step == config.iterations:
-            run.save(step, modules, optimizers, generators, kl_coef=kl.coef)
+            all_of_it = modules, optimizers, generators
+            run.save(step, config.iterations, *all_of_it, kl_coef=kl.coef)

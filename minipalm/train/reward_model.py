@@ -37,7 +37,7 @@ def train_reward_model(
     optim = config.optim
     optimizer, clock = adamw(model, optim.weight_decay, optim.betas), Clock(model)
     modules, optimizers = {"model": model}, {"optimizer": optimizer}
-    start, _ = run.resume(modules, optimizers)
+    start, _ = run.resume(optim.steps, modules, optimizers)
     for step, bar in steps_left(start, optim.steps, run.name):
         chosen_rows = batch_rows(len(pairs), optim.batch_size, step, seed)
         loss = accuracy = 0.0
@@ -58,4 +58,4 @@ def train_reward_model(
         run.log(step, **metrics, **clock.lap(tokens))
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
         if step % checkpoint_every == 0 or step == optim.steps:
-            run.save(step, modules, optimizers)
+            run.save(step, optim.steps, modules, optimizers)

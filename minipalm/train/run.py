@@ -76,17 +76,24 @@ class Run:
 
     def resume(
         self,
+        steps: int,
         modules: Modules,
         optimizers: Optimizers,
         generators: Generators | None = None,
     ) -> tuple[int, dict[str, Any]]:
         """Load the newest checkpoint into these; (0, {}) where there is none.
 
+        Args:
+            steps: of the whole run. Where all are done, optimizers are left as they
+                are: see `save`.
+            modules, optimizers, generators: by the names that `save` was given.
+
         Returns:
             the number of steps already done, and what `save` was given as state.
 
         Raises:
-            ValueError: the stage is complete, and its checkpoints have been removed.
+            ValueError: the stage is complete, and its checkpoints have been removed; or
+                the run has ended, and had fewer steps.
         """
         checkpoints = self.checkpoints()
         # All have looked, and at the same, before anything is removed.
@@ -100,20 +107,30 @@ class Run:
             self._cut_metrics(0)
             return 0, {}
         with not_counted():
-            return self._load(checkpoints[-1], modules, optimizers, generators or {})
+            return self._load(
+                checkpoints[-1], steps, modules, optimizers, generators or {}
+            )
 
     def _load(
         self,
         checkpoint: Path,
+        steps: int,
         modules: Modules,
         optimizers: Optimizers,
         generators: Generators,
     ) -> tuple[int, dict[str, Any]]:
         saved = read_state(checkpoint)
+        if saved.get("ended") and saved["step"] < steps:
+            raise ValueError(
+                f"{checkpoint}: this run has ended, with step {saved['step']}, and "
+                f"keeps weights only; it cannot go on to step {steps}. Remove the "
+                "run's folder to train anew, or choose another `out`."
+            )
         for name, module in modules.items():
             load_module(module, checkpoint, name)
-        for name, optimizer in optimizers.items():
-            load_optimizer(optimizer, checkpoint, name)
+        if not saved.get("ended"):
+            for name, optimizer in optimizers.items():
+                load_optimizer(optimizer, checkpoint, name)
         for name, generator in generators.items():
             set_state(generator, read_tensors(checkpoint, name)["state"])
         self._cut_metrics(saved["step"])
@@ -123,24 +140,31 @@ class Run:
     def save(
         self,
         step: int,
+        steps: int,
         modules: Modules,
         optimizers: Optimizers,
         generators: Generators | None = None,
         **state: Any,
     ) -> None:
-        """Keep all of it as the checkpoint after `step` steps, and drop the one before.
+        """Keep all as the checkpoint after `step` of `steps`, and drop the one before.
+
+        After the last step optimizers are left out, two thirds of the bytes: nothing
+        reads their memory any more.
 
         Raises:
             CheckpointError: it could not be written; the one before is still there.
             TrainingError: a weight is no finite number; the one before is still there.
         """
-        tensors = {**module_tensors(modules), **optimizer_tensors(optimizers)}
+        ended, tensors = step == steps, module_tensors(modules)
+        if not ended:
+            tensors |= optimizer_tensors(optimizers)
         for name, generator in (generators or {}).items():
             tensors[f"{name}/state"] = generator.get_state()
         self._check_tensors(step, tensors)  # the loss was that of the step before
         folder = self.folder / f"step-{step:06d}"
         with not_counted():
-            write_checkpoint(folder, tensors, {"step": step, "state": state})
+            told = {"step": step, "ended": ended, "state": state}
+            write_checkpoint(folder, tensors, told)
             self._drop_older()
 
     def log(self, step: int, **metrics: float) -> None:

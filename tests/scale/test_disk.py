@@ -88,11 +88,13 @@ def test_stages_fill_the_disk_as_planned(lora, every, tmp_path):
 
 
 def test_two_checkpoints_meet_only_where_two_are_written():
-    once, often, other = Loop(30, 1, 10), Loop(30, 5, 10), Loop(9, 2, 3)
-    assert worst_moment([once]) == 40  # beside its result
-    assert worst_moment([often]) == 60
-    assert worst_moment([once, other]) == 30 + 9 + 10 + 3
-    assert worst_moment([other, often]) == 9 + 60
+    once, twice, often = (Loop(30, saved, 10) for saved in (1, 2, 5))
+    other = Loop(9, 2, 60)
+    assert worst_moment([once]) == 10 + 10  # weights only, beside its result
+    assert worst_moment([twice]) == 30 + 10  # the last one beside the first
+    assert worst_moment([often]) == 30 + 30
+    assert worst_moment([once, other]) == 10 + 3 + 10 + 60
+    assert worst_moment([Loop(9, 2, 3), often]) == 3 + 60
     assert worst_moment([]) == 0
 
 

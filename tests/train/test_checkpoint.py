@@ -220,15 +220,15 @@ def says_how_to_mend(error, path):
 
 def test_a_full_disk_keeps_the_checkpoint_before(small_disk):
     run = Run(small_disk / "run")
-    run.save(1, {"m": big(1)}, {})
+    run.save(1, 9, {"m": big(1)}, {})
     before = left_by(small_disk)
     with pytest.raises(CheckpointError) as error:
-        run.save(2, {"m": big(2)}, {})
+        run.save(2, 9, {"m": big(2)}, {})
     message = says_how_to_mend(error, small_disk / "run" / "step-000002")
     assert "No space left on device" in message
     assert left_by(small_disk) == before
     loaded = big(0)
-    assert run.resume({"m": loaded}, {}) == (1, {})
+    assert run.resume(9, {"m": loaded}, {}) == (1, {})
     assert loaded[0].unique().tolist() == [1]
 
 
@@ -245,7 +245,10 @@ def test_a_training_that_fills_the_disk_goes_on_when_there_is_room(
 ):
     worlds.ppo(tmp_path / "whole")
     whole = left_by(tmp_path / "whole")
-    room = 1.5 * len(whole["step-000006/tensors.safetensors"]) + 4 * 4096  # 4 files
+    with pytest.raises(worlds.Stopped):
+        worlds.ppo(tmp_path / "cut off", stop=3)
+    first = left_by(tmp_path / "cut off")["step-000002/tensors.safetensors"]
+    room = 1.5 * len(first) + 4 * 4096  # 4 files
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1200 * 1024 - int(room)))
     with pytest.raises(CheckpointError) as error:
@@ -280,14 +283,14 @@ def save_with_little_room(folder, answer):
     worlds.quiet()
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
-        Run(folder).save(2, {"m": big(2)}, {})
+        Run(folder).save(2, 9, {"m": big(2)}, {})
     except CheckpointError as error:
         answer.write_text(str(error))
 
 
 def test_a_limit_on_files_is_a_full_disk(child, tmp_path):
     folder, answer = tmp_path / "run", tmp_path / "answer"
-    Run(folder).save(1, {"m": big(1)}, {})
+    Run(folder).save(1, 9, {"m": big(1)}, {})
     before = left_by(folder)
     assert child(save_with_little_room, folder, answer) == 0
     message = answer.read_text()

@@ -81,32 +81,39 @@ def test_49_a_finished_run_is_loaded_and_nothing_is_done(
 def test_49_the_checkpoint_holds_weights_adam_generators_and_beta(
     world, uninterrupted, tmp_path
 ):
-    modules, files = uninterrupted(world)
+    modules, ended = uninterrupted(world)
+    with pytest.raises(Stopped):
+        WORLDS[world](tmp_path, stop=6)
+    files = left_by(tmp_path)
     assert sorted(files) == [
         "config.json",
         "metrics.jsonl",
-        "step-000006/state.json",
-        "step-000006/tensors.safetensors",
+        "step-000004/state.json",
+        "step-000004/tensors.safetensors",
     ]
-    (tmp_path / "t").write_bytes(files["step-000006/tensors.safetensors"])
-    names = {name.partition("/")[0] for name in load_file(tmp_path / "t")}
-    memory = [name for name in load_file(tmp_path / "t") if name.endswith("exp_avg_sq")]
+    found = load_file(tmp_path / "step-000004" / "tensors.safetensors")
+    names = {name.partition("/")[0] for name in found}
+    memory = [name for name in found if name.endswith("exp_avg_sq")]
     weights = sum(len(list(module.parameters())) for module in modules.values())
     assert len(memory) == weights
-    state = json.loads(files["step-000006/state.json"])
+    (tmp_path / "t").write_bytes(ended["step-000006/tensors.safetensors"])
+    kept = {name.partition("/")[0] for name in load_file(tmp_path / "t")}
+    assert kept == {name for name in names if "optimizer" not in name}
+    state = json.loads(files["step-000004/state.json"])
     if world == "ppo":
         assert names >= {"policy", "critic", "generator", "sampler"}
         assert names >= {"policy_optimizer", "critic_optimizer"}
         # β of the next step: the last that was logged, steered once more
-        lines = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
-        steered = lines[-1]["kl_coef"] * (
-            1 + min(max(lines[-1]["kl"] / 0.01 - 1, -0.2), 0.2) * 8 / 40
+        lines = [json.loads(line) for line in ended["metrics.jsonl"].splitlines()]
+        steered = lines[3]["kl_coef"] * (
+            1 + min(max(lines[3]["kl"] / 0.01 - 1, -0.2), 0.2) * 8 / 40
         )
-        assert state == {"step": 6, "state": {"kl_coef": pytest.approx(steered)}}
+        wanted = {"kl_coef": pytest.approx(steered)}
+        assert state == {"step": 4, "ended": False, "state": wanted}
         assert len({line["kl_coef"] for line in lines}) == 6  # it moves at every step
     else:
         assert names == {"model", "optimizer"}
-        assert state == {"step": 6, "state": {}}
+        assert state == {"step": 4, "ended": False, "state": {}}
 
 
 def test_49_a_reward_that_fails_once(uninterrupted, tmp_path):

@@ -77,13 +77,17 @@ def test_a_line_of_metrics_a_step(tmp_path):
     assert run.metrics()[1] == {"step": 2, "loss": 1 / 3, "kl": 0}  # no digit is lost
 
 
+STEPS = 2_000_000  # of runs that have not ended
+
+
 def save(run, step, value=1.0):
-    run.save(step, {"m": nn.ParameterList([torch.full((2,), float(value))])}, {})
+    weights = nn.ParameterList([torch.full((2,), float(value))])
+    run.save(step, STEPS, {"m": weights}, {})
 
 
 def resume(run):
     loaded = nn.ParameterList([torch.zeros(2)])
-    step, state = run.resume({"m": loaded}, {})
+    step, state = run.resume(STEPS, {"m": loaded}, {})
     return step, state, loaded[0].tolist()
 
 
@@ -152,8 +156,31 @@ def test_an_older_checkpoint_that_a_kill_left_is_dropped(tmp_path):
 
 def test_state_comes_back(tmp_path):
     run = Run(tmp_path)
-    run.save(1, {"m": nn.ParameterList([torch.ones(2)])}, {}, kl_coef=0.1 + 0.2, x="é")
+    weights = nn.ParameterList([torch.ones(2)])
+    run.save(1, STEPS, {"m": weights}, {}, kl_coef=0.1 + 0.2, x="é")
     assert resume(run)[1] == {"kl_coef": 0.1 + 0.2, "x": "é"}
+
+
+def test_a_run_that_has_ended_keeps_weights_only_and_is_not_made_longer(tmp_path):
+    weights = nn.ParameterList([torch.ones(2)])
+    optimizer = torch.optim.AdamW(weights, lr=0.1)
+    weights[0].grad = torch.ones(2)
+    optimizer.step()
+    run, learnt = Run(tmp_path), ({"m": weights}, {"o": optimizer})
+    run.save(4, 5, *learnt)
+    whole = (tmp_path / "step-000004" / "tensors.safetensors").read_bytes()
+    assert b'"o/0.exp_avg"' in whole and b'"o/0.exp_avg_sq"' in whole
+    run.save(5, 5, *learnt)
+    last = (tmp_path / "step-000005" / "tensors.safetensors").read_bytes()
+    assert b'"m/0"' in last and b'"o/' not in last
+    new = nn.ParameterList([torch.zeros(2)])
+    adam = torch.optim.AdamW(new, lr=0.1)
+    assert run.resume(5, {"m": new}, {"o": adam}) == (5, {})
+    assert torch.equal(new[0], weights[0]) and not adam.state
+    zeros = nn.ParameterList([torch.zeros(2)])
+    with pytest.raises(ValueError, match="ended, with step 5,.* to step 8. Remove"):
+        run.resume(8, {"m": zeros}, {"o": adam})
+    assert not zeros[0].any()  # nothing was loaded
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
