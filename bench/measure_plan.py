@@ -76,6 +76,8 @@ TWO_GPUS = (
     setting("all weights", 4, gpus=2),
     setting("all weights", 4, gpus=2, recompute=True),
     setting("all weights", 8, gpus=2, recompute=True),
+    setting("all weights", 4, gpus=2, recompute=True, parts=4),
+    setting("critic", 4, gpus=2, network="trunk", depth=24, parts=4),
 )
 
 
