@@ -191,8 +191,8 @@ for split in splits:
     if sft.gold is not None:
         rate = win_rate(ppo.gold_totals(), sft.gold_totals())
         compared[split]["win_rate"] = rate._asdict()
-        gain = after["gold"] - before["gold"]
-        compared[split]["gain_sd"] = gain / before["gold_sd"]
+        gain, sd = after["gold"] - before["gold"], before["gold_sd"]
+        compared[split]["gain_sd"] = gain / sd if sd else None  # all alike
 
 # %%
 plot.win_rate_bar(

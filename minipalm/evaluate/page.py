@@ -78,10 +78,9 @@ def header(evaluation: Evaluation) -> str:
     tiles = []
     if won is not None:
         span = f"95% interval {won['low']:.0%} to {won['high']:.0%}"
-        tiles += [
-            (f"{won['rate']:.0%}", f"of PPO’s answers win; {span}"),
-            (f"{both['gain_sd']:+.1f} sd", "of SFT’s gold reward gained"),
-        ]
+        tiles.append((f"{won['rate']:.0%}", f"of PPO’s answers win; {span}"))
+        if both["gain_sd"] is not None:
+            tiles.append((f"{both['gain_sd']:+.1f} sd", "of SFT’s gold reward gained"))
     else:
         tiles.append(
             (f"{ppo['proxy'] - sft['proxy']:+.1f} sd", "of proxy reward gained")

@@ -101,7 +101,7 @@ def headline(evaluation: Evaluation) -> str:
         )
     return (
         "On prompts held out from training, PPO’s answer beats SFT’s"
-        f" {won['rate']:.0%} of the time, and the true reward goes from"
+        f" {won['rate']:.0%} of the time (ties half), and the true reward goes from"
         f" {sft['gold']:.1f} to {ppo['gold']:.1f} of 10."
     )
 
@@ -148,12 +148,17 @@ def measured(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
     return rows
 
 
+def signed(gain: float | None) -> str:
+    """`+1.17`; none is told where all of SFT's answers have the same gold reward."""
+    return "none" if gain is None else f"{gain:+.2f}"
+
+
 def compared(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
     """Name and numbers of what compares the two: one number for each split."""
     splits = evaluation["prompts"].values()
     if any(both["win_rate"] is None for both in splits):
         return []
-    gains = [f"{both['gain_sd']:+.2f}" for both in splits]
+    gains = [signed(both["gain_sd"]) for both in splits]
     wins = ["{rate:.1%}".format(**both["win_rate"]) for both in splits]
     spans = ["{low:.1%} to {high:.1%}".format(**both["win_rate"]) for both in splits]
     return [

@@ -3,7 +3,9 @@
 import math
 from random import Random
 
-from minipalm.evaluate.statistics import over_optimisation
+import torch
+
+from minipalm.evaluate.statistics import over_optimisation, win_rate
 
 SAMPLES = [  # prompt, split, then text and gold of SFT, PPO and PPO without a penalty
     (
@@ -129,6 +131,22 @@ def make_evaluation(seed=0):
             "ppo": [[r["step"], r["score"]] for r in curve(rng, 36, 5.8, 8, 8, 1.35)],
         },
     }
+
+
+def all_alike(evaluation):
+    """The same for policies that have learnt nothing, and say the same to everybody."""
+    same = {"gold": 1.0, "gold_sd": 0.0, "score": 0.5, "proxy": 0.5, "kl": 0.0}
+    same |= dict.fromkeys(("topic", "mood", "grammar", "fresh", "length"), 0.2)
+    same |= {"text": ".", "gain_sd": None, "peak_gold": 1.0, "end_gold": 1.0}
+    same |= {"proxy_at_peak": 0.5, "proxy_at_end": 0.5}
+    same["win_rate"] = win_rate(torch.ones(256), torch.ones(256))._asdict()
+
+    def level(tree):
+        if isinstance(tree, dict):
+            return {k: same[k] if k in same else level(v) for k, v in tree.items()}
+        return [level(one) for one in tree] if isinstance(tree, list) else tree
+
+    return level(evaluation)
 
 
 def without_gold(evaluation):

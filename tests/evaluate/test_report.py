@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from random import Random
 
 import pytest
-from fixture import SAMPLES, make_evaluation, without_gold
+from fixture import SAMPLES, all_alike, make_evaluation, without_gold
 
 from minipalm.evaluate.report import terminal_table, write_report
 
@@ -20,12 +20,9 @@ def write(out, evaluation):
     return out
 
 
-@pytest.fixture(params=["gold", "no gold"])
+@pytest.fixture(params=[lambda found: found, all_alike, without_gold])
 def out(request, tmp_path):
-    evaluation = make_evaluation()
-    return write(
-        tmp_path, evaluation if request.param == "gold" else without_gold(evaluation)
-    )
+    return write(tmp_path, request.param(make_evaluation()))
 
 
 @pytest.fixture
@@ -164,6 +161,15 @@ def test_without_gold_nothing_is_claimed_about_it(tmp_path):
         assert "no gold reward" in text
         for word in ("None", "nan", "beats SFT", "peaks at", "of 10."):
             assert word not in text
+
+
+def test_where_all_answers_are_alike_no_gain_is_told(tmp_path):
+    out = write(tmp_path, all_alike(make_evaluation()))
+    told, page = terminal_table(out, 80), write_report(out).read_text("utf-8")
+    assert re.search(r"gain in gold, SFT sd +none +none\n", told)
+    assert "50% of the time" in page and "gold reward gained" not in page
+    for text in (told, page):
+        assert "None" not in text and "nan" not in text
 
 
 def test_texts_are_escaped(tmp_path):
