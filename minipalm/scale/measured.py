@@ -201,11 +201,15 @@ class Wasted:
 
 
 def wasted(*measured: Mapping[str, Any]) -> list[Wasted]:
-    """Every measurement for which somebody has looked what was reserved."""
+    """Every measurement for which somebody has looked what was reserved.
+
+    A name ends in * where PyTorch's allocator was as it is by default.
+    """
     found = []
     for results in measured:
+        star = " *" * ("allocator" not in results)
         for one in settings_of(results):
-            name = f"{one.name}, {one.label} rows{', recomputed' * one.recompute}"
+            name = f"{one.name}, {one.label} rows{', recomputed' * one.recompute}{star}"
             kind = min(one.gpus, 2), False
             stays = staying({name: one.memory})
             found.append(Wasted(name, kind, one.gib, stays, one.reserved))

@@ -11,6 +11,7 @@ from typing import Any
 from minipalm.config import get_preset
 from minipalm.data.files import write_text
 from minipalm.model.palm import count_parameters
+from minipalm.scale.batch_run import stages_table
 from minipalm.scale.gpu import GIB, GPUS
 from minipalm.scale.measured import (
     PROTOTYPES,
@@ -106,15 +107,19 @@ The figure is often quoted for such a run. On eight of these GPUs it buys
 {where}.
 
 A row is 2,048 tokens of a step on each GPU. 4 × 4 are four micro-batches of four rows:
-their gradients wait, as they do in all presets. On two GPUs that is still to be
-measured. In PPO and in decoding a row is an answer. None of these lines has set a
-constant of the planner's memory or time: prototypes of the same shapes have, before
-(below). They are its test: memory within 5 %, seconds within 15 %
-(`tests/scale/test_plan.py`). One formula was corrected after they were seen: a compiled
-block that is computed again leaves out its last products, which made steps with
-recomputing up to an eighth faster than the planner had said.
+their gradients wait, as they do in all presets. In PPO and in decoding a row is an
+answer. None of these lines has set a constant of the planner's memory or time:
+prototypes of the same shapes have, before (below). They are its test: memory within
+5 %, seconds within 15 % (`tests/scale/test_plan.py`). One formula was corrected after
+they were seen: a compiled block that is computed again leaves out its last products,
+which made steps with recomputing up to an eighth faster than the planner had said.
 
 {comparison}
+
+The stages themselves, of `./course full --scale {run_scale} --gpus {run_gpus}`, on the
+first {run_gpu}: every network that lies there.
+
+{run}
 
 ## What PyTorch holds besides
 
@@ -127,8 +132,7 @@ train {training:.2f}; several that sample and learn by turns {alternating:.2f}.
 {waste}
 
 Measured with `{allocator}`, which `./course full` and the
-benchmarks set unless you do. Only the second line is a prototype's, under PyTorch's
-default: training on several GPUs is still to be measured with the other.
+benchmarks set unless you do; the prototype marked * had PyTorch's default.
 
 ## The prototypes
 
@@ -183,6 +187,10 @@ def page() -> str:
         iterations=bought["iterations"],
         where=origin(results),
         comparison=comparison(results),
+        run=stages_table(results["run"]),
+        run_scale=results["run"]["scale"],
+        run_gpus=results["run"]["gpus"],
+        run_gpu=results["run"]["gpu"],
         before=origin(prototypes),
         prototypes=comparison(prototypes),
     )

@@ -1,6 +1,7 @@
 """The plan of the whole pipeline, and the plan held to measurement."""
 
 import inspect
+import json
 import re
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from minipalm.model.palm import PaLM, count_parameters
 from minipalm.model.place import fine_tuned, place
 from minipalm.rlhf.answers import answer
 from minipalm.scale.__main__ import main
+from minipalm.scale.batch_run import LOOPS, of_run, said
 from minipalm.scale.gpu import GIB, GPUS, H200
 from minipalm.scale.measured import (
     PROTOTYPES,
@@ -67,6 +69,32 @@ def test_a_predicted_iteration_of_ppo_is_as_near(row):
     gib, seconds = iteration_predicted(row, gpu_of(RESULTS))
     assert gib == pytest.approx(row["gib"], rel=0.05)
     assert seconds == pytest.approx(row["seconds"], rel=0.15)
+
+
+def test_the_stages_of_a_batch_run_take_the_memory_that_is_planned():
+    planned, found = said(RESULTS["run"]), RESULTS["run"]["gib"]
+    assert list(planned) == list(found) == list(LOOPS)
+    assert planned == pytest.approx(found, rel=0.05)
+
+
+def test_a_batch_run_tells_what_it_took(tmp_path):
+    for stage, path in LOOPS.items():
+        rows = [{"step": 1, "memory": 3.0}, {"step": 2, "memory": len(stage)}]
+        folder = tmp_path / path.replace("*", "0.05")
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "06_palm" / "done.json").write_text('{"scale": "full:2"}')
+    machine = {"ranks": 2, "gpu": "NVIDIA H200"}
+    (tmp_path / "machine.json").write_text(json.dumps(machine))
+    assert of_run(tmp_path) == {
+        "scale": "full:2",
+        "gpus": 2,
+        "gpu": "NVIDIA H200",
+        "gib": {stage: len(stage) for stage in LOOPS},
+    }
+    (tmp_path / "machine.json").write_text('{"ranks": 1, "gpu": null}')
+    with pytest.raises(ValueError, match="H200.* it was on a processor"):
+        of_run(tmp_path)
 
 
 def test_what_was_measured_covers_what_is_planned():
