@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from minipalm.course import ROOT
-from minipalm.course.run import STAGES
+from minipalm.course.inputs import STAGES
 from minipalm.parallel import barrier, is_first
 from minipalm.train.run import Run
 

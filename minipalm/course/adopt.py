@@ -17,11 +17,12 @@ import torch
 from safetensors import safe_open
 
 from minipalm.config import PaLMConfig, Preset, get_preset
-from minipalm.course.run import ADOPTED
+from minipalm.course.inputs import ADOPTED
 from minipalm.data.files import fingerprint, write_text
 from minipalm.data.tokenizer import Tokenizer, WordTokenizer, load_tokenizer
 from minipalm.model.palm import PaLM
-from minipalm.train.checkpoint import PARTS, TENSORS
+from minipalm.train.checkpoint import TENSORS
+from minipalm.train.parts import PARTS
 from minipalm.train.progress import read_object
 from minipalm.train.stage import finished_stage, result_fingerprint, stage_summary
 

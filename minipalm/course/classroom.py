@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from minipalm.course.run import stages_until
+from minipalm.course.inputs import stages_until
 
 LENDER = Path("runs/toy")  # what `./course run` has made
 

@@ -22,12 +22,13 @@ from typing import Any
 from minipalm.config import PRESETS, Preset, get_preset
 from minipalm.course import ROOT
 from minipalm.course.adopt import adopt
+from minipalm.course.announce import announced, wait_for_data
+from minipalm.course.data_check import check_data
+from minipalm.course.inputs import all_inputs
 from minipalm.course.made_from import refused, stale_stages
 from minipalm.course.nodes import Nodes, add_options, find_nodes
-from minipalm.course.prepare import announced, check_data, wait_for_data
 from minipalm.course.renew import put_back, set_aside
 from minipalm.course.run import (
-    all_inputs,
     check_place,
     execute,
     is_small,

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from minipalm.course.run import STAGES
+from minipalm.course.inputs import STAGES
 from minipalm.data.files import write_text
 
 BEGIN = "<!-- results: written by ./course seeds -->"

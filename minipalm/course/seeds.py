@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from minipalm.course import ROOT
+from minipalm.course.inputs import STAGES
 from minipalm.course.results import bars, update_readme
-from minipalm.course.run import STAGES, TIMES
+from minipalm.course.run import TIMES
 from minipalm.plot.seeds import over_optimisation_by_seed
 
 RESULTS = ROOT / "data" / "results" / "toy_seeds.json"

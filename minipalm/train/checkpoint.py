@@ -7,7 +7,6 @@ distributed checkpoint, in safetensors too. Any number of processes reads either
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 
 from minipalm.model.place import is_sharded
 from minipalm.parallel import barrier, is_first
+from minipalm.train.parts import PARTS, load_parts, own_part, part_sizes, save_parts
 from minipalm.train.piecewise import save_file
 
 Tensors = dict[str, Tensor]
 TENSORS, STATE = "tensors.safetensors", "state.json"
-PARTS = "shard-*.safetensors"  # instead of TENSORS, where several processes wrote
 
 
 class CheckpointError(RuntimeError):
@@ -96,13 +95,13 @@ def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> N
                 temporary.mkdir(parents=True)
             barrier()
             if sharded:
-                _save_parts(tensors, temporary)
+                save_parts(tensors, temporary)
             elif is_first():
                 save_file(tensors, temporary / TENSORS)
             barrier()
             if is_first():
                 if sharded:
-                    state = {**state, "parts": _parts(temporary)}
+                    state = {**state, "parts": part_sizes(temporary)}
                 (temporary / STATE).write_text(json.dumps(state, indent=1), "utf-8")
                 for path in temporary.iterdir():
                     with open(path, "rb+") as file:
@@ -117,40 +116,6 @@ def write_checkpoint(folder: Path, tensors: Tensors, state: dict[str, Any]) -> N
     if is_first():
         shutil.rmtree(aside, ignore_errors=True)
     barrier()
-
-
-def _parts(folder: Path) -> dict[str, int]:
-    """The names of a sharded checkpoint's files, and how many bytes each has."""
-    return {path.name: path.stat().st_size for path in sorted(folder.glob(PARTS))}
-
-
-def _save_parts(tensors: Tensors, folder: Path) -> None:
-    """Each process's parts into a file of its own; of what all have, one copy."""
-    import torch.distributed.checkpoint as dcp
-
-    # A file is put together in memory before it is written: many small ones, then.
-    files = {name: 1 + number // 16 for number, name in enumerate(tensors)}
-    with warnings.catch_warnings(action="ignore"):
-        writer = dcp.HuggingFaceStorageWriter(
-            str(folder), fqn_to_index_mapping=files, save_distributed=True
-        )
-        with _first_failure():
-            dcp.save(tensors, storage_writer=writer)
-
-
-@contextmanager
-def _first_failure() -> Iterator[None]:
-    """What went wrong on one process is raised on all, as what it was.
-
-    PyTorch raises a table of tracebacks, which is not even an Exception.
-    """
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        yield
-    except CheckpointException as error:
-        _, (failure, _) = min(error.failures.items())
-        raise failure from None
 
 
 def _aside(folder: Path) -> Path:
@@ -200,15 +165,16 @@ def read_tensors(
     """
     path = _standing(folder) / TENSORS
     try:
-        if not path.exists() and _parts(path.parent):
-            tensors = _load_parts(path.parent, prefix, like or {})
+        if not path.exists() and part_sizes(path.parent):
+            _check_whole(path.parent)
+            tensors = load_parts(path.parent, prefix, like or {})
         else:
             with safe_open(path, framework="pt") as file:
                 names = [n for n in file.keys() if n.startswith(f"{prefix}/")]  # noqa: SIM118
                 tensors = {n[len(prefix) + 1 :]: file.get_tensor(n) for n in names}
             for name, tensor in tensors.items():
                 if like and name in like and is_sharded(like[name]):
-                    tensors[name] = _own_part(tensor, like[name])
+                    tensors[name] = own_part(tensor, like[name])
     except OSError as error:
         raise _unreadable(path, error) from None
     except SafetensorError as error:
@@ -233,15 +199,9 @@ def read_tensors(
     return tensors
 
 
-def _load_parts(folder: Path, prefix: str, like: Mapping[str, Any]) -> Tensors:
-    """What several processes have written, for as many as there are now.
-
-    Raises:
-        CheckpointError: a file is missing, or has another size than it had.
-    """
-    import torch.distributed.checkpoint as dcp
-
-    told, there = read_state(folder).get("parts", {}), _parts(folder)
+def _check_whole(folder: Path) -> None:
+    """Raises CheckpointError if a part is missing, or has another size than it had."""
+    told, there = read_state(folder).get("parts", {}), part_sizes(folder)
     for name in sorted(told.keys() | there.keys()):
         if told.get(name) != there.get(name):
             raise CheckpointError(
@@ -249,32 +209,6 @@ def _load_parts(folder: Path, prefix: str, like: Mapping[str, Any]) -> Tensors:
                 f"{there.get(name, 0)}: it is not whole. Copy it again, or: "
                 + redo(folder)
             )
-    with warnings.catch_warnings(action="ignore"):
-        reader = dcp.HuggingFaceStorageReader(str(folder))
-        found: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
-        wanted: Tensors = {}
-        for name, one in found.items():
-            key = name.removeprefix(f"{prefix}/")
-            if key != name:
-                dtype, target = one.properties.dtype, like.get(key, one)
-                wanted[name] = torch.empty(one.size, dtype=dtype)
-                if is_sharded(target) and target.shape == one.size:
-                    wanted[name] = torch.empty_like(target, dtype=dtype)
-        alone = not any(map(is_sharded, wanted.values()))
-        with _first_failure():
-            dcp.load(wanted, storage_reader=reader, no_dist=alone)
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in wanted.items()}
-
-
-def _own_part(tensor: Tensor, like: Any) -> Tensor:
-    """Of a whole tensor, what this process has of `like`, if they fit."""
-    from torch.distributed.tensor import distribute_tensor
-
-    if tensor.shape != like.shape:
-        return tensor
-    return distribute_tensor(
-        tensor, like.device_mesh, like.placements, src_data_rank=None
-    )
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

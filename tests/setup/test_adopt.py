@@ -16,7 +16,7 @@ import torch
 from minipalm.config import get_preset
 from minipalm.course import ROOT
 from minipalm.course.adopt import adopt
-from minipalm.course.run import ADOPTED, all_inputs
+from minipalm.course.inputs import ADOPTED, all_inputs
 from minipalm.data.lexicon import VOCABULARY
 from minipalm.data.tokenizer import BytePairTokenizer, WordTokenizer
 from minipalm.model.palm import PaLM

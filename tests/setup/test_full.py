@@ -33,8 +33,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Win
 # The real program with stages of our own, and without the report.
 DRIVER = """
 import sys
-from minipalm.course import full, run
-run.STAGES = STAGES
+from minipalm.course import full, inputs, run
+run.STAGES = inputs.STAGES = STAGES
 run.report = lambda out: print("REPORT")
 sys.exit(full.main())
 """
@@ -450,8 +450,9 @@ def before_ppo(tmp_path_factory):
 
 ONLY_PPO = """
 import sys
-from minipalm.course import full, run
-run.STAGES, run.report = ("11_ppo",), print
+from minipalm.course import full, inputs, run
+run.STAGES = inputs.STAGES = ("11_ppo",)
+run.report = print
 sys.exit(full.main())
 """
 TIMING = ("seconds", "checkpoint_seconds", "tokens_per_second", "memory")

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from minipalm.course import ROOT
-from minipalm.course.run import FURTHER, STAGES
+from minipalm.course.inputs import FURTHER, STAGES
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
 EVERY = (*STAGES, *FURTHER)

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from minipalm.course import ROOT, run
+from minipalm.course.inputs import STAGES, in_folder, stages_until
 from minipalm.data.lock import is_held, lock, look
 from minipalm.ends import OWN, End, read_ends, write_end
 from minipalm.stopping import SIGNALS
@@ -18,8 +19,8 @@ from minipalm.stopping import SIGNALS
 # The real program with two stages of our own, and without the report.
 DRIVER = """
 import sys
-from minipalm.course import run
-run.STAGES = ("one", "two")
+from minipalm.course import inputs, run
+run.STAGES = inputs.STAGES = ("one", "two")
 run.report = lambda out: print("REPORT")
 sys.exit(run.main())
 """
@@ -233,8 +234,8 @@ def test_a_run_can_end_at_a_stage_and_go_on_later(pipeline, tmp_path):
 
 
 def test_lesson_15_is_a_stage_for_those_who_ask():
-    assert run.stages_until(None) == run.STAGES == run.stages_until("12_evaluation")
-    assert run.stages_until("15_offline") == (*run.STAGES, "15_offline")
+    assert stages_until(None) == STAGES == stages_until("12_evaluation")
+    assert stages_until("15_offline") == (*STAGES, "15_offline")
 
 
 def test_an_unknown_stage_to_end_at_is_refused(pipeline, tmp_path):
@@ -256,8 +257,9 @@ def test_signals_do_afterwards_what_they_did_before():
 
 IN_A_KERNEL = """
 import os, signal, threading
-from minipalm.course import run
-run.STAGES, run.report = ("one", "two"), lambda out: print("REPORT")
+from minipalm.course import inputs, run
+run.STAGES = inputs.STAGES = ("one", "two")
+run.report = lambda out: print("REPORT")
 main = threading.main_thread().ident
 def begun():
     if os.path.exists({begun!r}):
@@ -308,14 +310,14 @@ def test_a_folder_may_hold_one_file_or_many(tmp_path, files, found):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert run.in_folder(tmp_path, "data/text.jsonl") == tmp_path / found
+    assert in_folder(tmp_path, "data/text.jsonl") == tmp_path / found
 
 
 def test_of_two_files_for_one_input_none_is_taken(tmp_path):
     for name in ("text.jsonl", "text.parquet"):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match="has text.jsonl and text.parquet, which are"):
-        run.in_folder(tmp_path, "data/text.jsonl")
+        in_folder(tmp_path, "data/text.jsonl")
 
 
 def test_an_empty_folder_is_named(pipeline, tmp_path):

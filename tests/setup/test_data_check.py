@@ -16,9 +16,10 @@ import jupytext
 import pytest
 
 from minipalm.config import get_preset
-from minipalm.course import ROOT, prepare
-from minipalm.course.prepare import Data, announced, check_data, wait_for_data
-from minipalm.course.run import all_inputs
+from minipalm.course import ROOT, announce
+from minipalm.course.announce import announced, wait_for_data
+from minipalm.course.data_check import Data, check_data
+from minipalm.course.inputs import all_inputs
 from minipalm.data import datasets, lines, shards
 from minipalm.data.fields import DataError
 
@@ -224,9 +225,9 @@ NO_WORD = "machine 0 has not begun within"
 @pytest.fixture
 def quick(monkeypatch):
     """What takes minutes takes seconds."""
-    monkeypatch.setattr(prepare, "BEAT", 0.2)
-    monkeypatch.setattr(prepare, "GONE", 1.5)
-    monkeypatch.setattr(prepare, "JOIN", timedelta(seconds=4))
+    monkeypatch.setattr(announce, "BEAT", 0.2)
+    monkeypatch.setattr(announce, "GONE", 1.5)
+    monkeypatch.setattr(announce, "JOIN", timedelta(seconds=4))
 
 
 @pytest.fixture
@@ -337,11 +338,11 @@ KILLED = """
 import json, sys, time
 from argparse import Namespace
 from pathlib import Path
-from minipalm.course import prepare
+from minipalm.course import announce
 args = Namespace(**json.loads(sys.argv[1]))
 args.out = Path(args.out)
-prepare.BEAT = 0.2
-with prepare.announced(args, several=True):
+announce.BEAT = 0.2
+with announce.announced(args, several=True):
     time.sleep(60)
 """
 
@@ -380,7 +381,7 @@ def test_when_all_have_met_there_is_no_word_left(args, quick):
 
 
 def test_who_waits_says_so_once(args, quick, monkeypatch, capfd):
-    monkeypatch.setattr(prepare, "TELL", 0.5)
+    monkeypatch.setattr(announce, "TELL", 0.5)
     with pytest.raises(ValueError, match=NO_WORD):
         wait_for_data(args)
     told = capfd.readouterr().out.splitlines()
