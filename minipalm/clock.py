@@ -65,7 +65,7 @@ class Clock:
             seconds of the step and of each phase ("seconds/rollout"),
             checkpoint_seconds: of checkpoints written or read since the last lap,
             tokens_per_second of all processes together, memory: GiB of the GPU at
-            most, this step.
+            most, this step, ranks: how many processes there were.
         """
         if not self.runs:
             return {}
@@ -82,6 +82,7 @@ class Clock:
             "checkpoint_seconds": apart,
             "tokens_per_second": rate,
             "memory": peak_memory(),
+            "ranks": ranks().world,
         }
 
 

@@ -38,7 +38,7 @@ class Training:
     steps: int  # in all; iterations of PPO
     rows: list[Row] = field(default_factory=list)  # what it has logged
     kept: int | None = None  # step of the newest checkpoint
-    ceiling: float | None = None  # operations a second that its GPUs could do
+    ceiling: float | None = None  # operations a second that each GPU could do
     flops: Callable[[Row], float] | None = None  # operations that a row's step took
 
     @property
@@ -64,7 +64,8 @@ class Training:
         """Of the ceiling, in a row's step: operations of the models, none twice."""
         if not (self.flops and self.ceiling and row.get("seconds")):
             return None
-        return self.flops(row) / row["seconds"] / self.ceiling
+        could = row.get("ranks", 1) * self.ceiling  # it may have gone on with others
+        return self.flops(row) / row["seconds"] / could
 
     def with_shares(self) -> list[Row]:
         """The rows, with the share of the ceiling where it is known."""
@@ -208,7 +209,7 @@ def read_progress(out: Path) -> Progress:
                 steps_in(out / name) or steps,
                 rows_so_far(out / name),
                 newest_checkpoint(out / name),
-                ceiling * ranks if ceiling else None,
+                ceiling,
                 operations(preset, name) if preset and ceiling else None,
             )
             for name, steps in plan

@@ -241,6 +241,7 @@ def test_the_share_of_the_ceiling_is_six_operations_a_weight_and_token():
     flops = operations(preset, "06_palm/policy")
     assert flops(row) == pytest.approx(20_000 * 6 * weights, rel=0.02)
     training = Training("06_palm/policy", 9, [row], ceiling=1e15, flops=flops)
+    assert training.share(row | {"ranks": 4}) == pytest.approx(training.share(row) / 4)
     assert training.share(row) == pytest.approx(flops(row) / 2e15)
     adapters = operations(get_preset("full-lora"), "07_sft/policy")
     assert adapters(row) == pytest.approx(20_000 * 4 * weights, rel=0.02)

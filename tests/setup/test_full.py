@@ -455,7 +455,7 @@ run.STAGES = inputs.STAGES = ("11_ppo",)
 run.report = print
 sys.exit(full.main())
 """
-TIMING = ("seconds", "checkpoint_seconds", "tokens_per_second", "memory")
+TIMING = ("seconds", "checkpoint_seconds", "tokens_per_second", "memory", "ranks")
 
 
 def what_ppo_made(out):

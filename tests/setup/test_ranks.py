@@ -15,7 +15,7 @@ from minipalm.course.inputs import FURTHER, STAGES
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
 EVERY = (*STAGES, *FURTHER)
 METHODS = ("offline", "dpo", "rloo", "grpo")  # of stage 15: each leaves a result
-TIMES = ("seconds", "checkpoint_", "tokens_per_second", "memory", "sampler_")
+TIMES = ("seconds", "checkpoint_", "tokens_per_second", "memory", "ranks", "sampler_")
 
 
 def cells(stage):

@@ -10,7 +10,7 @@ from minipalm.train import events
 from minipalm.train.progress import Training, read_progress
 
 ROWS = [
-    {"step": n, "loss": 3 / n, "seconds": 10.0, "tokens_per_second": 24e3}
+    {"step": n, "loss": 3 / n, "seconds": 10.0, "tokens_per_second": 24e3, "ranks": 2}
     for n in range(1, 6)
 ]
 

@@ -20,7 +20,7 @@ from tests.train.worlds import NET
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
 SCRIPT = Path(__file__).with_name("two_ranks.py")
-TIMES = ("seconds", "checkpoint_", "tokens_per_second", "memory", "sampler_")
+TIMES = ("seconds", "checkpoint_", "tokens_per_second", "memory", "ranks", "sampler_")
 
 
 def torchrun(number, *arguments):
