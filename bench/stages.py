@@ -10,7 +10,7 @@ for each stage its seconds, and of each training run the last line of metrics: l
 seconds of every phase, tokens a second, GiB of GPU memory. Stages that are complete
 are left out.
 
-Checkpoints of training are not written (at full size 41 to 99 GB each) unless
+Checkpoints of training are not written (at full size up to 99 GB each) unless
 --checkpoints is given; the results that later stages read always are. To see a run
 resume: --checkpoints, end it with kill -9 after some steps, and start it again.
 """

@@ -36,6 +36,7 @@ from minipalm.data.files import write_text
 from minipalm.evaluate.judge import judge
 from minipalm.evaluate.statistics import (
     Interval,
+    gain_in_sd,
     mean_interval,
     over_optimisation,
 )
@@ -181,18 +182,16 @@ from minipalm.evaluate.statistics import win_rate
 compared = {}
 for split in splits:
     sft, ppo = judged[split, "sft"], judged[split, names[0]]
-    before, after = sft.row(), ppo.row()
     compared[split] = {
-        "sft": before,
-        "ppo": after,
+        "sft": sft.row(),
+        "ppo": ppo.row(),
         "win_rate": None,
         "gain_sd": None,
     }
     if sft.gold is not None:
-        rate = win_rate(ppo.gold_totals(), sft.gold_totals())
-        compared[split]["win_rate"] = rate._asdict()
-        gain, sd = after["gold"] - before["gold"], before["gold_sd"]
-        compared[split]["gain_sd"] = gain / sd if sd else None  # all alike
+        before, after = sft.gold_totals(), ppo.gold_totals()
+        compared[split]["win_rate"] = win_rate(after, before)._asdict()
+        compared[split]["gain_sd"] = gain_in_sd(before, after)
 
 # %%
 plot.win_rate_bar(

@@ -78,7 +78,7 @@ def header(evaluation: Evaluation) -> str:
     tiles = []
     if won is not None:
         span = f"95% interval {won['low']:.0%} to {won['high']:.0%}"
-        tiles.append((f"{won['rate']:.0%}", f"of PPO’s answers win; {span}"))
+        tiles.append((f"{won['rate']:.0%}", f"of PPO’s answers win, ties half; {span}"))
         if both["gain_sd"] is not None:
             tiles.append((f"{both['gain_sd']:+.1f} sd", "of SFT’s gold reward gained"))
     else:
@@ -234,9 +234,9 @@ No training sees it; only noisy comparisons come from it.</dd>
 it. Answers of SFT have mean 0 and standard deviation 1.</dd>
 <dt>KL</dt><dd>How far the policy has moved from SFT, summed over an answer, in nats. β
 is the price of a nat; with β = 0 moving is free.</dd>
-<dt>win rate</dt><dd>On how many prompts PPO’s answer has more gold than SFT’s; 50% is
-no difference. The interval (Wilson’s) is for the draw of prompts and answers; another
-seed would train other networks.</dd>
+<dt>win rate</dt><dd>On how many prompts PPO’s answer has more gold than SFT’s, those
+with as much counted half; 50% is no difference. The interval (Wilson’s) is for the draw
+of prompts and answers; another seed would train other networks.</dd>
 <dt>held-out prompts</dt><dd>They ask for pairs of mood and subject that are in no
 demonstration, no comparison and no prompt of PPO.</dd>
 </dl>"""

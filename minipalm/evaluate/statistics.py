@@ -89,6 +89,18 @@ def win_rate(
     return wilson(won.sum().item(), len(a))
 
 
+def gain_in_sd(before: Float[Tensor, "N"], after: Float[Tensor, "M"]) -> float | None:
+    """How far the mean has risen, in standard deviations of what was before.
+
+    None where all before are equal: their standard deviation is nothing but rounding.
+
+    Example: from (1, 2, 3) to (2, 4): 1.0.
+    """
+    if before.min() == before.max():
+        return None
+    return (after.mean().item() - before.mean().item()) / before.std().item()
+
+
 def mean_interval(x: Float[Tensor, "N"]) -> tuple[float, float]:
     """The mean of x, and half the width of its 95 % interval: 1.96 standard errors.
 

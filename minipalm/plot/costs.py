@@ -111,12 +111,12 @@ def costs_figure(costs: Costs) -> Figure:
     """A bar a method: the time of an answer that it learns from, and whose that is."""
     timed = {m: row for m, row in in_order(costs).items() if row.get("seconds")}
     each = {m: 1e3 * row["seconds"] / row["answers"] for m, row in timed.items()}
-    slow, fast = max(each, key=each.__getitem__), min(each, key=each.__getitem__)
-    figure, [ax] = new_figure(
-        f"An answer takes {NAMES[slow]} {each[slow] / each[fast]:.1f} times as long as "
-        f"{NAMES[fast]}",
-        height=1.5 + 0.34 * len(timed),
-    )
+    title = "No time is known: every method was resumed"
+    if each:
+        slow, fast = max(each, key=each.__getitem__), min(each, key=each.__getitem__)
+        times = f"{each[slow] / each[fast]:.1f} times as long as"
+        title = f"An answer takes {NAMES[slow]} {times} {NAMES[fast]}"
+    figure, [ax] = new_figure(title, height=1.5 + 0.34 * len(timed))
     for y, (method, row) in enumerate(timed.items()):
         left = 0.0
         for phase in (phase for phase in PHASES if row["phases"].get(phase)):

@@ -90,7 +90,7 @@ def _against_kl(ax: Axes, curves: Mapping[str, Sequence[Row]], key: str) -> None
         ax.plot(*mean, color=color, linewidth=2.2, label=name)
         ax.plot(mean[0][-1], mean[1][-1], "o", color=color, markersize=6)  # its end
     ax.set_xscale("function", functions=(_root, _square))
-    top = max(0.1, *(max(_nats(rows)) for rows in curves.values()))
+    top = max(max(_nats(rows)) for rows in curves.values()) or 1.0  # an axis has length
     ticks = [0, 1, 4, 9, 16, 25, 36, 49, 64, 81, 100, 144, 196, 256, 400]
     shown = [tick for tick in ticks if tick <= 1.1 * top]
     ax.set_xticks(shown[:: 1 + len(shown) // 9])

@@ -134,6 +134,8 @@ def comparison(results: Mapping[str, Any]) -> str:
         gib, seconds = one.predicted(gpu)
         again, fitted = "yes" * one.recompute, "fitted" * one.fitted
         what = (one.name, one.label, str(one.gpus), again)
+        if one.spread > 0.15:  # more than it is held to
+            fitted = f"its steps differ by {one.spread:.0%}"
         memory = (f"{gib:.1f}", f"{one.gib:.1f}", f"{gib / one.gib - 1:+.1%}")
         lines.append((*what, *memory, *held(seconds, one.seconds), fitted))
     for row in results.get("iterations", []):

@@ -11,7 +11,7 @@ from typing import Any
 from minipalm.config import get_preset
 from minipalm.data.files import write_text
 from minipalm.model.palm import count_parameters
-from minipalm.scale.batch_run import stages_table
+from minipalm.scale.batch_run import RUN, stages_table
 from minipalm.scale.gpu import GIB, GPUS
 from minipalm.scale.measured import (
     PROTOTYPES,
@@ -107,19 +107,22 @@ The figure is often quoted for such a run. On eight of these GPUs it buys
 {where}.
 
 A row is 2,048 tokens of a step on each GPU. 4 × 4 are four micro-batches of four rows:
-their gradients wait, as they do in all presets. In PPO and in decoding a row is an
-answer. None of these lines has set a constant of the planner's memory or time:
-prototypes of the same shapes have, before (below). They are its test: memory within
-5 %, seconds within 15 % (`tests/scale/test_plan.py`). One formula was corrected after
-they were seen: a compiled block that is computed again leaves out its last products,
-which made steps with recomputing up to an eighth faster than the planner had said.
+their gradients wait, as they do in pretraining and SFT. In PPO and in decoding a row is
+an answer. None of these lines has set a constant of what is allocated, or of time:
+prototypes of the same shapes have, before (below). They are the planner's test: memory
+within 5 %, seconds within 15 % (`tests/scale/test_plan.py`). One formula was corrected
+after they were seen: a compiled block that is computed again leaves out its last
+products, which made steps with recomputing up to an eighth faster than the planner had
+said. The shares of what PyTorch holds besides are the worst of these lines
+([below](#what-pytorch-holds-besides)).
 
 {comparison}
 
-The stages themselves, of `./course full --scale {run_scale} --gpus {run_gpus}`, on the
-first {run_gpu}: every network that lies there.
+And every training of a whole batch run, `./course full --scale {run[scale]} --gpus
+{run[gpus]}` ({run[date]}, torch {run[torch]}), a few steps each: all networks that lie
+on the first {run[gpu]}.
 
-{run}
+{run_table}
 
 ## What PyTorch holds besides
 
@@ -159,6 +162,7 @@ def page() -> str:
     """The text of docs/planner.md."""
     full, gpu = get_preset("full"), GPUS["a100-80g"]
     results, prototypes = read_results(), read_results(PROTOTYPES)
+    run = read_results(RUN)
     stages = plan(full, gpu, 8)
     [ppo] = [one for one in stages if one.phases]
     bought = budget(stages, 8, HOURS)
@@ -187,10 +191,8 @@ def page() -> str:
         iterations=bought["iterations"],
         where=origin(results),
         comparison=comparison(results),
-        run=stages_table(results["run"]),
-        run_scale=results["run"]["scale"],
-        run_gpus=results["run"]["gpus"],
-        run_gpu=results["run"]["gpu"],
+        run=run,
+        run_table=stages_table(run),
         before=origin(prototypes),
         prototypes=comparison(prototypes),
     )

@@ -10,8 +10,8 @@ the worst that was seen of each kind of stage, in data/results (`waste_table` ha
 case; a test holds these numbers to it).
 
 - On one GPU, 0.18: of little that came and went. Where it was much, 0.06 at most.
-- Several that train: 0.51. A prototype with PyTorch's default allocator had 0.46, and
-  training in micro-batches, as all presets do, 0.13 at most.
+- Several that train: 0.51, with all rows at once. In micro-batches it was 0.13 at most,
+  and in a prototype with PyTorch's default allocator 0.46.
 - Several, in stages that sample and then read or learn: 0.98. What sampling has held,
   a whole copy of the policy first of all, was there again for learning.
 """

@@ -147,5 +147,11 @@ def train_ppo(
         )
         kl.update(metrics["kl"], len(rollout))
         if step % checkpoint_every == 0 or step == config.iterations:
-            all_of_it = modules, optimizers, generators
-            run.save(step, config.iterations, *all_of_it, kl_coef=kl.coef)
+            run.save(
+                step,
+                config.iterations,
+                modules,
+                optimizers,
+                generators,
+                kl_coef=kl.coef,
+            )

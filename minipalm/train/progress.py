@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -177,7 +178,8 @@ def planned(preset: Preset) -> dict[str, int]:
 
 def write_machine(out: Path, ranks: int, gpu: str | None = None) -> None:
     """Remember what the run runs on, for `read_progress`."""
-    write_text(out / MACHINE, json.dumps({"ranks": ranks, "gpu": gpu}) + "\n")
+    machine = {"ranks": ranks, "gpu": gpu, "torch": version("torch")}
+    write_text(out / MACHINE, json.dumps(machine) + "\n")
 
 
 def read_progress(out: Path) -> Progress:

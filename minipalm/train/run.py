@@ -84,8 +84,8 @@ class Run:
         """Load the newest checkpoint into these; (0, {}) where there is none.
 
         Args:
-            steps: of the whole run. Where all are done, optimizers are left as they
-                are: see `save`.
+            steps: of the whole run. Where it has ended, optimizers are left as they
+                are: its last checkpoint has none.
             modules, optimizers, generators: by the names that `save` was given.
 
         Returns:

@@ -71,5 +71,10 @@ def test_bars_add_up_to_an_answers_share_and_the_title_compares_the_ends():
     assert len(figure.png()) < SMALL
 
 
+def test_a_run_whose_methods_were_all_resumed_has_a_figure_without_bars():
+    figure = costs_figure({"dpo": cost([{"loss": 1.0}], 64, wall=None)})
+    assert title(figure) == "No time is known: every method was resumed"
+
+
 def test_costs_survive_a_file():
     assert json.loads(json.dumps(some_costs())) == some_costs()

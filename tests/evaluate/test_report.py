@@ -20,7 +20,11 @@ def write(out, evaluation):
     return out
 
 
-@pytest.fixture(params=[lambda found: found, all_alike, without_gold])
+def as_it_is(evaluation):
+    return evaluation
+
+
+@pytest.fixture(params=[as_it_is, all_alike, without_gold])
 def out(request, tmp_path):
     return write(tmp_path, request.param(make_evaluation()))
 
@@ -163,6 +167,7 @@ def test_without_gold_nothing_is_claimed_about_it(tmp_path):
             assert word not in text
 
 
+@pytest.mark.filterwarnings("error")
 def test_where_all_answers_are_alike_no_gain_is_told(tmp_path):
     out = write(tmp_path, all_alike(make_evaluation()))
     told, page = terminal_table(out, 80), write_report(out).read_text("utf-8")

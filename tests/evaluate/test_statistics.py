@@ -12,6 +12,7 @@ from minipalm.evaluate.statistics import (
     Bin,
     accuracy,
     expected_calibration_error,
+    gain_in_sd,
     gold_and_proxy,
     length_auc,
     mean_interval,
@@ -185,3 +186,22 @@ def test_what_did_not_move_is_not_said_to_fall_or_go_on():
     assert gold_and_proxy(1.71, 1.69, 0.1, 0.12) == said
     said = "gold peaks at 2.0 and ends at 1.7, while the proxy stays at 0.0 sd"
     assert gold_and_proxy(2.0, 1.7, -0.01, 0.01) == said
+
+
+# --- gain -----------------------------------------------------------------------------
+
+
+def test_the_gain_is_the_difference_of_means_in_sd_of_what_was_before():
+    assert gain_in_sd(torch.tensor([1.0, 2, 3]), torch.tensor([2.0, 4])) == 1
+    some = torch.tensor([0.5, 4.0, 6.5])
+    assert gain_in_sd(some, some) == 0
+    assert gain_in_sd(some, some - 1) == pytest.approx(-1 / some.std().item())
+
+
+def test_there_is_no_gain_where_all_are_alike_however_they_are_rounded():
+    rounded = 0
+    for value in torch.linspace(0, 10, 40):
+        before = value.repeat(256)
+        rounded += before.std().item() > 0  # for some values, by rounding
+        assert gain_in_sd(before, before + 1) is None
+    assert rounded

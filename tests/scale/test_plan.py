@@ -1,5 +1,6 @@
 """The plan of the whole pipeline, and the plan held to measurement."""
 
+import datetime
 import inspect
 import json
 import re
@@ -13,7 +14,8 @@ from minipalm.model.palm import PaLM, count_parameters
 from minipalm.model.place import fine_tuned, place
 from minipalm.rlhf.answers import answer
 from minipalm.scale.__main__ import main
-from minipalm.scale.batch_run import LOOPS, of_run, said
+from minipalm.scale.batch_run import LOOPS, RUN, of_run, said
+from minipalm.scale.batch_run import main as keep_run
 from minipalm.scale.gpu import GIB, GPUS, H200
 from minipalm.scale.measured import (
     PROTOTYPES,
@@ -41,6 +43,7 @@ from minipalm.scale.reserve import (
     verdict,
 )
 from minipalm.scale.stages import networks
+from minipalm.train.progress import write_machine
 
 RESULTS, BEFORE = read_results(), read_results(PROTOTYPES)
 SETTINGS = settings_of(RESULTS)
@@ -72,7 +75,8 @@ def test_a_predicted_iteration_of_ppo_is_as_near(row):
 
 
 def test_the_stages_of_a_batch_run_take_the_memory_that_is_planned():
-    planned, found = said(RESULTS["run"]), RESULTS["run"]["gib"]
+    run = read_results(RUN)
+    planned, found = said(run), run["gib"]
     assert list(planned) == list(found) == list(LOOPS)
     assert planned == pytest.approx(found, rel=0.05)
 
@@ -84,17 +88,23 @@ def test_a_batch_run_tells_what_it_took(tmp_path):
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "06_palm" / "done.json").write_text('{"scale": "full:2"}')
-    machine = {"ranks": 2, "gpu": "NVIDIA H200"}
-    (tmp_path / "machine.json").write_text(json.dumps(machine))
+    write_machine(tmp_path, 2, "NVIDIA H200")
     assert of_run(tmp_path) == {
         "scale": "full:2",
         "gpus": 2,
         "gpu": "NVIDIA H200",
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
         "gib": {stage: len(stage) for stage in LOOPS},
     }
-    (tmp_path / "machine.json").write_text('{"ranks": 1, "gpu": null}')
-    with pytest.raises(ValueError, match="H200.* it was on a processor"):
+    (tmp_path / "07_sft" / "trunk" / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="expected all trainings, found none of 07 tr"):
         of_run(tmp_path)
+    for machine in ('{"ranks": 1, "gpu": null}', "{}"):
+        (tmp_path / "machine.json").write_text(machine)
+        with pytest.raises(ValueError, match="H200.* it was on none"):
+            of_run(tmp_path)
+    assert keep_run([str(tmp_path)]) == keep_run([str(tmp_path / "none")]) == 2
 
 
 def test_what_was_measured_covers_what_is_planned():
@@ -139,6 +149,16 @@ def test_every_loop_of_the_notebooks_is_planned():
         assert floor < one.steps * one.step_seconds < 1.6 * floor, name
         assert one.steps * one.tokens == tokens
     assert list(stages) == ["08 answers", "11 PPO", "12 evaluation"]
+
+
+def test_a_second_beta_is_as_many_steps_and_checkpoints_again():
+    a100 = GPUS["a100-80g"]
+    twice = replace(FULL, ppo=replace(FULL.ppo, kl_coefs=(0.1, 0.0)))
+    [one], [two] = (
+        [s for s in plan(preset, a100, 8) if s.phases] for preset in (FULL, twice)
+    )
+    assert two.steps == 2 * one.steps
+    assert two.checkpoint_seconds == pytest.approx(2 * one.checkpoint_seconds)
 
 
 def test_every_answer_of_lesson_08_is_planned():

@@ -183,6 +183,17 @@ def test_a_run_that_has_ended_keeps_weights_only_and_is_not_made_longer(tmp_path
     assert not zeros[0].any()  # nothing was loaded
 
 
+def test_a_checkpoint_of_an_older_version_resumes(tmp_path):
+    """It did not say whether the run had ended."""
+    run = Run(tmp_path)
+    save(run, 4, value=4)
+    path = tmp_path / "step-000004" / "state.json"
+    state = json.loads(path.read_text())
+    del state["ended"]
+    path.write_text(json.dumps(state))
+    assert resume(run) == (4, {}, [4, 4])
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stops_the_run_and_names_step_and_checkpoint(
     value, tmp_path

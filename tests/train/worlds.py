@@ -255,8 +255,8 @@ METHODS = {f.__name__: f for f in (offline, dpo, rloo, grpo)}
 
 
 def left_by(folder: Path) -> dict[str, bytes]:
-    """Every file of a finished run, hidden ones too: parameters, Adam's memory, the
-    states of the generators, β and metrics are all in there."""
+    """Every file of a run, hidden ones too: parameters, the states of the generators,
+    β and metrics are all in there, and until it has ended Adam's memory."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
