@@ -484,8 +484,9 @@ def get_preset(scale: str) -> Preset:
 def shortened(preset: Preset, steps: int) -> Preset:
     """The same networks, rows and answers, but few steps of few rows.
 
-    To try a machine: each loop takes `steps` steps, of four micro-batches at most, and
-    an iteration of PPO and of what is compared with it is as it was.
+    To try a machine: each loop takes `steps` steps, of 16 micro-batches at most, so on
+    up to 16 GPUs each has as much in memory as it would. An iteration of PPO, and of
+    what is compared with it, is as it was.
 
     Raises:
         ValueError: steps is 0.
@@ -494,7 +495,7 @@ def shortened(preset: Preset, steps: int) -> Preset:
         raise ValueError(f"a run has one step or more (got {steps})")
 
     def short(optim: OptimConfig) -> OptimConfig:
-        rows = min(optim.batch_size, 4 * optim.micro_batch or optim.batch_size)
+        rows = min(optim.batch_size, 16 * optim.micro_batch or optim.batch_size)
         return replace(optim, steps=steps, batch_size=rows)
 
     reward = short(preset.reward.optim)

@@ -38,7 +38,7 @@ def write_page(out: Path) -> Progress:
     if progress.current is None:
         try:
             used = section("The machine", *machine(progress))
-            text = page(read_evaluation(out), used)
+            text = page(read_evaluation(out), used, progress.command)
         except (OSError, ValueError, KeyError, TypeError):  # removed, or broken
             pass
     write_text(out / "report.html", text)

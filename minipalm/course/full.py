@@ -13,6 +13,7 @@ and when one of them fails, it stops the others.
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace, held: int, nodes: Nodes, *machine: Any) -> int
 
 
 def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
-    """The program's name, and what it was asked."""
+    """The program's name, and what it was asked; `command` is all of it."""
     parser = argparse.ArgumentParser(
         prog="./course full", description="Run it all in batch, on GPUs."
     )
@@ -195,6 +196,7 @@ def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
     add_options(parser)
     args = parser.parse_args(argv)
     args.out = args.out or ROOT / "runs" / args.scale.replace(":", "-")
+    args.command = shlex.join([*parser.prog.split(), *(argv or sys.argv[1:])])
     return parser.prog, args
 
 
@@ -226,7 +228,8 @@ def main(argv: list[str] | None = None) -> int:
                 if status:
                     return status
                 ready()
-                return run(args, held.fileno(), nodes, ranks, *gpus[:1])
+                gpu = gpus[0] if gpus else None
+                return run(args, held.fileno(), nodes, ranks, gpu, args.command)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

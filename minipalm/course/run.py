@@ -30,8 +30,15 @@ from minipalm.course.inputs import STAGES, all_inputs
 from minipalm.course.made_from import code_digest, made_from, prepare, shown
 from minipalm.course.nodes import Nodes
 from minipalm.data.lock import lock
-from minipalm.ends import first_cause, forget_ends, read_ends
-from minipalm.stopping import SIGNALS, stop_on_signals
+from minipalm.ends import (
+    STOPPED,
+    End,
+    first_cause,
+    forget_ends,
+    read_ends,
+    write_end,
+)
+from minipalm.stopping import SIGNALS, Stopped, stop_on_signals
 from minipalm.train.progress import FURTHER, read_object
 
 TIMES = "times.json"  # of the run that completed a stage: seconds, wall and CPU
@@ -179,8 +186,11 @@ def run_stages(
         how = nodes.launcher(index), nodes.several
         try:
             spent = run_stage(notebook, args, files, after, keep_open, *how)
-        except SystemExit as stop:
-            print(f"\nStopped in {stage}. To go on, {resume}", file=sys.stderr)
+        except Stopped as stop:
+            by = f"stopped by {stop.signal.name}"  # and by nothing else: it comes first
+            note = args.out / stage / "command"
+            write_end(note, End(None, STOPPED, by, 0.0))
+            print(f"\n{stage}: {by}. To go on, {resume}", file=sys.stderr)
             return int(stop.code or 0)
         if spent.status:
             first = first_cause(read_ends(args.out / stage))

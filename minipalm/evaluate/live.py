@@ -197,14 +197,10 @@ def machine(progress: Progress) -> list[str]:
 
 
 def footer(progress: Progress) -> str:
-    verb = "full" if progress.batch else "run"
-    command = f"./course {verb} --scale {progress.scale}"
-    if progress.seed:
-        command += f" --seed {progress.seed}"
+    command = f"./course run --scale {progress.scale} --seed {progress.seed or 0}"
     return f"""<footer>
 <h2>How to go on</h2>
-<p><code>{escape(command)}</code></p>
-<p>The same command, with the options that it was given, skips complete stages and goes
-on from the last checkpoint of the one that is not. This page shows the moment when it
-was made.</p>
+<p><code>{escape(progress.command or command)}</code></p>
+<p>The command that it was begun with skips complete stages and goes on from the last
+checkpoint of the one that is not. This page shows the moment when it was made.</p>
 </footer>"""

@@ -21,8 +21,11 @@ from minipalm.evaluate.style import CSS, VARIABLES, theme
 from minipalm.plot.style import Figure
 
 
-def page(evaluation: Evaluation, more: str = "") -> str:
-    """The whole page. more: sections, such as the machine's in a batch run."""
+def page(evaluation: Evaluation, more: str = "", command: str = "") -> str:
+    """The whole page.
+
+    more: sections, such as the machine's in a batch run. command: that it was made by.
+    """
     sections = [
         header(evaluation),
         section("The numbers", table(evaluation)),
@@ -32,7 +35,7 @@ def page(evaluation: Evaluation, more: str = "") -> str:
         section("How it got there", *stages(evaluation)),
         more,
         section("How to read this", GLOSSARY),
-        f"\n{footer(evaluation)}",
+        f"\n{footer(evaluation, command)}",
     ]
     name = f"minipalm, {evaluation['scale']}, seed {evaluation['seed']}"
     return document(name, "".join(sections))
@@ -107,10 +110,9 @@ def header(evaluation: Evaluation) -> str:
 """
 
 
-def footer(evaluation: Evaluation) -> str:
+def footer(evaluation: Evaluation, command: str) -> str:
     scale, seed = evaluation["scale"], evaluation["seed"]
-    verb = "run" if scale in ("smoke", "toy") else "full"
-    command = f"./course {verb} --scale {scale} --seed {seed}"
+    command = command or f"./course run --scale {scale} --seed {seed}"
     found = evaluation["reward_model"]
     sizes = ""
     if found.get("parameters") and found.get("policy_parameters"):

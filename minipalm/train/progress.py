@@ -93,7 +93,7 @@ class Progress:
     seed: int | None
     gpu: str | None  # its name, where one is used
     ranks: int
-    batch: bool  # whether it was begun by ./course full
+    command: str  # of ./course full that has begun it
     stages: list[Stage]
 
     @property
@@ -176,9 +176,12 @@ def planned(preset: Preset) -> dict[str, int]:
     }
 
 
-def write_machine(out: Path, ranks: int, gpu: str | None = None) -> None:
-    """Remember what the run runs on, for `read_progress`."""
+def write_machine(
+    out: Path, ranks: int, gpu: str | None = None, command: str = ""
+) -> None:
+    """Remember what a batch run runs on, and how it was begun, for `read_progress`."""
     machine = {"ranks": ranks, "gpu": gpu, "torch": version("torch")}
+    machine["command"] = command
     write_text(out / MACHINE, json.dumps(machine) + "\n")
 
 
@@ -227,7 +230,7 @@ def read_progress(out: Path) -> Progress:
         else:
             state = "waiting"
         stages.append(Stage(stage, state, trainings))
-    return Progress(scale, seed, gpu, ranks, bool(machine), stages)
+    return Progress(scale, seed, gpu, ranks, machine.get("command", ""), stages)
 
 
 def duration(seconds: float) -> str:

@@ -46,7 +46,8 @@ class Run:
 
     Args:
         folder: made if missing.
-        settings: whatever fixes the run's result; kept as config.json.
+        settings: whatever fixes the run's result; kept as config.json. A micro_batch
+            among them may change: it only says what is in memory at once.
 
     Raises:
         ValueError: the folder holds a run with other settings.
@@ -280,10 +281,10 @@ def first_difference(path: Path, wanted: Any) -> str:
     Empty if they are the same.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = lasting(json.loads(path.read_text(encoding="utf-8")))
     except ValueError:
         return "it is no JSON"
-    name = ""
+    name, wanted = "", lasting(wanted)
     while isinstance(found, dict) and isinstance(wanted, dict):
         keys = [key for key in wanted | found if found.get(key) != wanted.get(key)]
         if not keys:
@@ -291,6 +292,15 @@ def first_difference(path: Path, wanted: Any) -> str:
         name += f".{keys[0]}"
         found, wanted = found.get(keys[0]), wanted.get(keys[0])
     return f"{name[1:]} is {found}, and {wanted} is asked for"
+
+
+def lasting(settings: Any) -> Any:
+    """Settings without those that may change while a run goes on."""
+    if not isinstance(settings, dict):
+        return settings
+    kept = {name: lasting(value) for name, value in settings.items()}
+    kept.pop("micro_batch", None)
+    return kept
 
 
 def steps_left(start: int, steps: int, name: str) -> Iterator[tuple[int, tqdm]]:

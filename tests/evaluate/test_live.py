@@ -43,10 +43,13 @@ def begin(out, stage, done=False, scale="full"):
         (out / stage / "done.json").write_text(text)
 
 
+COMMAND = "./course full --gpus 2 --out 'my runs/a' --seed 3"
+
+
 @pytest.fixture
 def out(tmp_path):
     """A full-size run in the middle of PPO."""
-    write_machine(tmp_path, 2, "NVIDIA H200")
+    write_machine(tmp_path, 2, "NVIDIA H200", COMMAND)
     for name in ("06_palm/policy", "06_palm/trunk", "07_sft/policy", "07_sft/trunk"):
         log(tmp_path / name, range(1, 9), **SPENT)
     log(tmp_path / "08_reward_model" / "training", range(1, 9), accuracy=0.6, **SPENT)
@@ -88,7 +91,7 @@ def test_a_run_in_progress_says_how_far_it_is_and_how_long_it_takes(out, capsys)
     assert "2 × NVIDIA H200" in page and "seed 3" in page
     for word in ("running", "waiting", "24,000 tokens a second", "70 GiB", "40 of 500"):
         assert word in page
-    assert "rollout" in page and "./course full --scale full --seed 3" in page
+    assert "rollout" in page and COMMAND in page
     for name in ("explained variance", "clipped", "gradient norm", "entropy"):
         assert name in page
 
@@ -181,7 +184,7 @@ def test_a_complete_run_has_the_same_report_and_what_the_machine_did(out, capsys
     page, said = made(out, capsys)
     assert "SFT against PPO" in said and "All stages are complete." in said
     assert "beats SFT’s 79% of the time" in page and "The machine" in page
-    assert "./course full --scale full" in page
+    assert COMMAND in page
     (out / "12_evaluation" / "evaluation.json").write_text('{"scale": "fu')
     page, _ = made(out, capsys)
     assert "All stages are complete." in page
@@ -213,6 +216,7 @@ def test_a_toy_run_has_the_report_that_it_always_had(out, capsys):
     complete(out)
     for path in out.glob("*/*/metrics.jsonl"):
         path.unlink()  # no seconds in it
+    (out / "machine.json").unlink()
     report.main([str(out)])
     page = (out / "report.html").read_bytes()
     assert write_report(out).read_bytes() == page

@@ -323,7 +323,7 @@ def test_a_scale_with_a_number_is_the_same_pipeline_with_few_steps():
     assert all(getattr(short, name) == getattr(full, name) for name in kept)
     loops = short.pretrain.steps, short.sft.steps, short.reward.optim.steps
     assert (*loops, short.ppo.iterations) == (3, 3, 3, 3)
-    assert short.pretrain.batch_size == 4 * short.pretrain.micro_batch
+    assert short.pretrain.batch_size == 16 * short.pretrain.micro_batch
     assert short.ppo.batch_size == full.ppo.batch_size
     assert short.reward.pairs == 3 * short.reward.optim.batch_size
 

@@ -24,8 +24,10 @@ from minipalm.course.full import check_gpus, check_ranks
 from minipalm.course.nodes import Nodes, find_nodes
 from minipalm.course.supervise import how_it_ended
 from minipalm.data.tokenizer import train_tokenizer
+from minipalm.ends import first_cause, read_ends
 from minipalm.model.palm import PaLM
 from minipalm.rlhf.reward import RewardModel
+from minipalm.train.progress import read_progress
 from minipalm.train.stage import finish_stage
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun is not for Windows")
@@ -269,7 +271,12 @@ def test_ctrl_c_ends_all_and_says_how_to_go_on(pipeline):
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert code == 128 + signal.SIGINT and time.monotonic() - begin < 20
-    assert "Stopped in two. To go on, run the same command again" in err
+    assert "two: stopped by SIGINT. To go on, run the same command again" in err
+    out = pipeline.folder.parent
+    assert str(first_cause(read_ends(pipeline.folder))) == "stopped by SIGINT"
+    assert re.fullmatch(
+        rf"./course full .* --out {out} .* --cpus 2", read_progress(out).command
+    )
     for name in ("two.ipynb", "two.rank-1.ipynb"):
         assert f"partial notebook: {pipeline.folder / name}" in err
         assert texts(pipeline.folder / name) == "kept\n"

@@ -151,7 +151,7 @@ def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(pipeline, write_noteb
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130 and time.monotonic() - begin < 15
-    assert "Stopped in two. To go on, run the same command again" in err
+    assert "two: stopped by SIGINT. To go on, run the same command again" in err
     assert "Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.kill(int(line.split()[1]), 0)

@@ -60,6 +60,14 @@ def test_a_setting_that_is_gone_is_named_too(tmp_path):
         Run(tmp_path, seed=0)
 
 
+def test_how_much_is_in_memory_at_once_may_change(tmp_path):
+    less = asdict(replace(OPTIM, micro_batch=1))
+    Run(tmp_path, optim=asdict(OPTIM), method={"ppo": {"micro_batch": 4, "lam": 1}})
+    Run(tmp_path, optim=less, method={"ppo": {"micro_batch": 2, "lam": 1}})
+    with pytest.raises(ValueError, match="method.ppo.lam is 1, and 0 is asked for"):
+        Run(tmp_path, optim=less, method={"ppo": {"micro_batch": 2, "lam": 0}})
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"seed": 0}{', "[]", "7"])
 def test_settings_that_cannot_be_read_are_refused(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
