@@ -4,19 +4,23 @@
     python -m bench.methods RUN        keeps RUN's numbers, and writes the table
     python -m bench.methods            writes the table of those that are kept
 
-The numbers are kept in data/results/full_methods.json, which lesson 15 shows, too.
+Both print it. Of a run at a smaller scale, or without a GPU, they do nothing else. The
+numbers are kept in data/results/full_methods.json, which lesson 15 shows, too.
 """
 
 import argparse
 import datetime
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minipalm.course import ROOT
+from minipalm.data.files import write_text
 from minipalm.plot.costs import PHASES, in_order, named
 from minipalm.train.progress import read_progress
-from minipalm.train.stage import stage_summary
+from minipalm.train.stage import StageError, stage_summary
 
 RESULTS = ROOT / "data" / "results" / "full_methods.json"
 PAGE = ROOT / "docs" / "full_size.md"
@@ -59,7 +63,7 @@ def markdown(results: dict[str, Any]) -> str:
     phases = [p for p in PHASES if any(p in row["phases"] for row in trained.values())]
     heads = ["answers", "seconds", *(PHASES[p][0] for p in phases), "GiB"]
     lines = [
-        f"{results['date']}, {results['ranks']} × {results['gpu']}, "
+        f"{results['date']}, {results['ranks']} × {results['gpu'] or 'CPU'}, "
         f"`{results['scale']}`; an update of each:",
         "",
         f"| | {' | '.join(heads)} |",
@@ -80,17 +84,35 @@ def placed(results: dict[str, Any], page: str) -> str:
     return f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", nargs="?", type=Path)
-    args = parser.parse_args()
+def unfit(results: dict[str, Any]) -> str:
+    """Why this is not what methods cost at full size; "" if it is."""
+    if not results["scale"].startswith("full"):
+        return f"the scale is {results['scale']}, and not a full one"
+    return "" if results["gpu"] else "the run was not on a GPU"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.methods", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="a batch run's folder")
+    args = parser.parse_args(argv)
+    try:
+        results = kept(args.run) if args.run else json.loads(RESULTS.read_text("utf-8"))
+    except (StageError, FileNotFoundError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"{markdown(results)}\n")
+    if why := unfit(results):
+        print(f"Nothing was written: {why}.")
+        return 0
     if args.run:
-        text = json.dumps(kept(args.run), indent=1) + "\n"
-        RESULTS.write_text(text, "utf-8")
-    results = json.loads(RESULTS.read_text("utf-8"))
-    PAGE.write_text(placed(results, PAGE.read_text("utf-8")), "utf-8")
-    print(markdown(results))
+        write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+        print(f"Wrote {RESULTS}")
+    write_text(PAGE, placed(results, PAGE.read_text("utf-8")))
+    print(f"Wrote {PAGE}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -113,3 +113,39 @@ def get_gpu(name: str, price: float | None = None) -> GPU:
     if price < 0:
         raise ValueError(f"a price is 0 or more dollars an hour (got {price})")
     return replace(GPUS[name], price=price)
+
+
+def own_gpu(
+    like: GPU,
+    memory: float | None = None,
+    tflops: float | None = None,
+    bandwidth: float | None = None,
+    link: float | None = None,
+) -> GPU:
+    """That card, with those numbers in place of its own that are given.
+
+    They are taken as they are: what the card reaches, not its data sheet.
+
+    Args:
+        memory: GiB that PyTorch finds.
+        tflops: TFLOP/s of products in bfloat16, for seconds on end.
+        bandwidth: TB/s that a large copy reads and writes.
+        link: GB/s that it receives from the others of its machine.
+
+    >>> own_gpu(H200, memory=39.4).name
+    'your card, else as H200 SXM'
+    """
+    given = {
+        "memory": None if memory is None else memory * GIB,
+        "flops": None if tflops is None else tflops * 1e12,
+        "bandwidth": None if bandwidth is None else bandwidth * 1e12,
+        "link": None if link is None else link * 1e9,
+    }
+    yours = {name: number for name, number in given.items() if number is not None}
+    if not yours:
+        return like
+    name, source = "your card", f"yours: {', '.join(yours)}"
+    if len(yours) < len(given):
+        name += f", else as {like.name}"
+        source += f"; the rest {like.name}, {like.source}"
+    return replace(like, name=name, source=source, **yours)

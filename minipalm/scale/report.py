@@ -1,5 +1,9 @@
 """A plan in words: tables for the terminal, and what a budget of hours buys."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from minipalm.config import Preset
 from minipalm.scale.disk import rooms
 from minipalm.scale.gpu import GIB, GPU
@@ -133,34 +137,76 @@ def budget(stages: list[Stage], gpus: int, hours: float) -> dict[str, float]:
     }
 
 
-def advice(stages: list[Stage], preset: Preset, gpu: GPU, gpus: int) -> list[str]:
-    """For each stage that does not surely fit, what is missing and what to try."""
+@dataclass(frozen=True)
+class Trial:
+    """What the plan would be with other options."""
+
+    words: str  # "--gpus 2"
+    gpu: GPU
+    stages: list[Stage]
+
+
+def lack(stage: Stage, gpu: GPU) -> tuple[float, float]:
+    """GiB too much, in tenths: allocated, and with what PyTorch may hold besides.
+
+    (0, 0) fits; (0, 0.1) or more is tight.
+    """
+    over = stage.peak + OUTSIDE - gpu.memory, stage.held
+    return tenths(over[0]), tenths(sum(over))
+
+
+def tenths(size: float) -> float:
+    """GiB, rounded up; 0 of less than none."""
+    return max(0, math.ceil(10 * size / GIB)) / 10
+
+
+def helpful(
+    i: int, gpu: GPU, stages: list[Stage], trials: Sequence[list[Trial]]
+) -> str:
+    """The trials with which stage i lacks less, by how much they help."""
+    now = lack(stages[i], gpu)
+    fits: list[str] = []
+    tight: list[str] = []
+    less: list[str] = []
+    for group in trials:
+        best = min(
+            group, key=lambda one: lack(one.stages[i], one.gpu)
+        )  # first, if even
+        then = lack(best.stages[i], best.gpu)
+        if then < now:
+            better = tight if now[0] and not then[0] else less
+            (better if any(then) else fits).append(best.words)
+    says = {"Fits with": fits, "Tight with": tight, "Less, but not enough, with": less}
+    return " ".join(f"{how} {', '.join(them)}." for how, them in says.items() if them)
+
+
+def advice(
+    stages: list[Stage], preset: Preset, gpu: GPU, trials: Sequence[list[Trial]]
+) -> list[str]:
+    """For each stage that does not surely fit, what is missing and what helps.
+
+    Args:
+        trials: plans with other options, in groups of more and more of the same; of
+            each group the first is named that helps most, if it helps.
+    """
     lines = []
-    for one in stages:
-        answer = one.fits(gpu)
-        if answer == "yes":
+    for i, one in enumerate(stages):
+        missing, held = lack(one, gpu)
+        if not held:
             continue
-        tight = answer == "tight"
-        missing = (one.peak + tight * one.held + OUTSIDE - gpu.memory) / GIB
-        tries = ["a smaller micro-batch"]
-        if not preset.machine.lora_rank:
-            tries.insert(0, "more GPUs")
-        if not preset.machine.recompute:
-            tries.insert(0, "--recompute")
-        if not preset.machine.lora_rank and not one.pretrains:
-            tries.append("adapters (--lora 16)")
         says = f"does not fit: {missing:.1f} GiB too much"
-        if tight:
+        if not missing:
             says = (
-                f"is tight: {missing:.1f} GiB too much if PyTorch holds back as much "
+                f"is tight: {held:.1f} GiB too much if PyTorch holds back as much "
                 "as it did where it was measured"
             )
-        lines.append(f"{one.name} {says}. Try {', '.join(tries)}.")
+        helps = helpful(i, gpu, stages, trials) or "No option helps by itself."
+        lines.append(f"{one.name} {says}.\n{helps}")
     if lines:
         lines.append(
-            "These options are the plan's. For a run, change the preset in "
-            "minipalm/config.py: machine.recompute,\nmachine.lora_rank, micro_batch; "
-            "full-lora is a preset for one GPU."
+            "Each was tried alone, beside what you gave. These options are the plan's. "
+            "For a run, change the\npreset in minipalm/config.py: machine.recompute, "
+            "machine.lora_rank, micro_batch; full-lora is a\npreset for one GPU."
         )
     if preset.machine.lora_rank and preset.machine.weights == "bfloat16":
         lines.append(

@@ -57,3 +57,58 @@ def test_the_page_has_the_table_of_what_is_kept():
     assert set(results["methods"]) >= {"ppo", "offline", "dpo", "rloo", "grpo"}
     text = methods.PAGE.read_text("utf-8")
     assert methods.placed(results, text) == text
+
+
+def in_folder(monkeypatch, folder):
+    """Kept numbers and a page of this test's own."""
+    results, page = folder / "kept.json", folder / "page.md"
+    results.write_text("{}", "utf-8")
+    page.write_text(f"a\n{methods.BEGIN}\nold\n{methods.END}\nz\n", "utf-8")
+    monkeypatch.setattr(methods, "RESULTS", results)
+    monkeypatch.setattr(methods, "PAGE", page)
+    return results, page
+
+
+def test_a_run_at_full_size_is_kept_and_says_where(tmp_path, monkeypatch, capsys):
+    results, page = in_folder(monkeypatch, tmp_path)
+    run = run_of(tmp_path, {"dpo": {**ROW, "phases": {"update": 2.25}}})
+    assert methods.main([str(run)]) == 0
+    said = capsys.readouterr().out
+    assert json.loads(results.read_text("utf-8")) == methods.kept(run)
+    assert "| DPO | 64 |" in page.read_text("utf-8") and "| DPO | 64 |" in said
+    assert f"Wrote {results}\nWrote {page}\n" in said
+    assert methods.main([]) == 0  # again, from what was kept
+    said = capsys.readouterr().out
+    assert f"Wrote {page}\n" in said and f"Wrote {results}" not in said
+
+
+@pytest.mark.parametrize(
+    "scale, gpu, why",
+    [
+        ("smoke", "Card X", "the scale is smoke"),
+        ("small:3", "Card X", "the scale is small:3"),
+        ("full:3", None, "not on a GPU"),
+    ],
+)
+def test_a_smaller_run_is_only_printed(tmp_path, monkeypatch, capsys, scale, gpu, why):
+    files = in_folder(monkeypatch, tmp_path)
+    before = [path.read_text("utf-8") for path in files]
+    run = run_of(tmp_path, {"dpo": {**ROW, "phases": {"update": 2.25}}})
+    write_machine(run, 1, gpu)
+    done = json.dumps({"scale": scale, "seed": 0})
+    (run / "15_offline" / "done.json").write_text(done, "utf-8")
+    assert methods.main([str(run)]) == 0
+    assert [path.read_text("utf-8") for path in files] == before
+    table, _, last = capsys.readouterr().out.rstrip("\n").rpartition("\n")
+    assert "| DPO | 64 |" in table and f"1 × {gpu or 'CPU'}, " in table
+    assert last.startswith("Nothing was written: ") and why in last
+
+
+def test_a_run_without_lesson_15_gets_one_line(tmp_path, monkeypatch, capsys):
+    files = in_folder(monkeypatch, tmp_path)
+    before = [path.read_text("utf-8") for path in files]
+    for run in (tmp_path, tmp_path / "none"):
+        assert methods.main([str(run)]) == 2
+        out, said = capsys.readouterr()
+        assert not out and said.count("\n") == 1 and "15_offline" in said
+    assert [path.read_text("utf-8") for path in files] == before

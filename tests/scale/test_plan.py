@@ -31,7 +31,7 @@ from minipalm.scale.measured import (
 )
 from minipalm.scale.page import PAGE, page
 from minipalm.scale.plan import plan
-from minipalm.scale.report import advice, budget, network_table, table
+from minipalm.scale.report import Trial, advice, budget, network_table, table
 from minipalm.scale.reserve import (
     ALTERNATING,
     GROWING,
@@ -291,15 +291,20 @@ def test_a_budget_is_spent_to_the_last_hour():
 def test_advice_names_the_stage_and_what_is_missing():
     a100 = GPUS["a100-80g"]
     stages = plan(FULL, a100, 1)
-    lines = advice(stages, FULL, a100, 1)
+    lines = advice(stages, FULL, a100, [])
     assert lines[0].startswith("06 pretraining does not fit: ")
-    assert "--recompute" in lines[0] and "--lora" not in lines[0]
-    assert "--lora 16" in lines[1]
-    assert advice(plan(FULL, a100, 8), FULL, a100, 8) == []
+    assert lines[0].endswith("No option helps by itself.")
+    assert "minipalm/config.py" in lines[-1]
+    eight = plan(FULL, a100, 8)
+    assert advice(eight, FULL, a100, []) == []
+    more = [Trial(f"{n}", a100, plan(FULL, a100, n)) for n in (1, 2, 8)]
+    assert "\nFits with 8." in advice(stages, FULL, a100, [more])[0]
+    assert (
+        "\nLess, but not enough, with 2." in advice(stages, FULL, a100, [more[:2]])[0]
+    )
     less = replace(FULL, machine=replace(FULL.machine, recompute=True))
-    line, where = advice(plan(less, a100, 2), less, a100, 2)
-    assert "minipalm/config.py" in where
-    assert line.startswith("11 PPO is tight: ") and "--recompute" not in line
+    line, _ = advice(plan(less, a100, 2), less, a100, [[more[1]], [more[2]]])
+    assert line.startswith("11 PPO is tight: ") and line.endswith("\nFits with 8.")
 
 
 def test_a_preset_for_a_cpu_is_refused():
