@@ -169,9 +169,8 @@ def helpful(
     tight: list[str] = []
     less: list[str] = []
     for group in trials:
-        best = min(
-            group, key=lambda one: lack(one.stages[i], one.gpu)
-        )  # first, if even
+        # of several that help as much, the first
+        best = min(group, key=lambda one: lack(one.stages[i], one.gpu))
         then = lack(best.stages[i], best.gpu)
         if then < now:
             better = tight if now[0] and not then[0] else less
