@@ -131,7 +131,7 @@ def costs_figure(costs: Costs) -> Figure:
     if shown:
         ax.barh(0, 0, color=RULE, label="all else")
     ax.set_yticks(range(len(timed)), [NAMES[method] for method in timed])
-    ax.set_ylim(len(timed) - 0.5, -0.5)
+    ax.set_ylim(max(len(timed), 1) - 0.5, -0.5)
     ax.set(xlabel="milliseconds an answer", xlim=(0, None))
     ax.grid(axis="y", visible=False)
     if shown:
