@@ -485,8 +485,8 @@ def shortened(preset: Preset, steps: int) -> Preset:
     """The same networks, rows and answers, but few steps of few rows.
 
     To try a machine: each loop takes `steps` steps, of 16 micro-batches at most, so on
-    up to 8 GPUs each has two, and as much in memory as it would. An iteration of PPO,
-    and of what is compared with it, is as it was.
+    up to 8 GPUs each has two or more, and as much in memory as it would. An iteration
+    of PPO, and of what is compared with it, is as it was.
 
     Raises:
         ValueError: steps is 0.

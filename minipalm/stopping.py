@@ -4,6 +4,7 @@ import ctypes
 import logging
 import signal
 import sys
+import time
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -25,6 +26,7 @@ class Stopped(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.signal = signal.Signals(number)
+        self.time = time.time()  # before anything below it is told to end
         self.kernel_died = False
         if psutil := sys.modules.get("psutil"):
             with suppress(psutil.Error):  # it goes while we look

@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in built["solutions"]:
         path = ROOT / "solutions" / name
         if path.exists() and outputs.outdated(nbformat.read(path, 4)):
-            print(f"{name} shows outputs of older definitions: run it again (--run)")
+            print(f"{name} has changed since it was run: run it again (--run)")
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else status

@@ -196,7 +196,8 @@ def parse(argv: list[str] | None) -> tuple[str, argparse.Namespace]:
     add_options(parser)
     args = parser.parse_args(argv)
     args.out = args.out or ROOT / "runs" / args.scale.replace(":", "-")
-    args.command = shlex.join([*parser.prog.split(), *(argv or sys.argv[1:])])
+    given = sys.argv[1:] if argv is None else argv
+    args.command = shlex.join([*parser.prog.split(), *given])
     return parser.prog, args
 
 

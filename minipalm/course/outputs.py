@@ -62,13 +62,21 @@ def definitions(notebook: NotebookNode) -> str:
 
 
 def outdated(notebook: NotebookNode) -> bool:
-    """Whether a solution shows outputs of definitions that have changed since.
+    """Whether a solution has cells that have changed since it was run.
 
-    A cell's outputs are kept as long as its own code stays the same. False where the
-    run has not noted its definitions (see `store`).
+    A cell's outputs are kept as long as its own code stays the same: so it may show
+    some of other definitions, or have lost its own. False where the run has not noted
+    its definitions (see `store`).
     """
     noted = notebook.metadata.get("minipalm", {}).get("definitions")
-    return noted is not None and noted != definitions(notebook)
+    if noted is None:
+        return False
+    not_run = any(
+        cell.cell_type == "code" and cell.execution_count is None
+        for cell in notebook.cells
+        if "symbols" not in cell.metadata  # of definitions docstrings may change
+    )
+    return not_run or noted != definitions(notebook)
 
 
 def store(executed: Path, solution: Path) -> list[str]:

@@ -187,9 +187,9 @@ def run_stages(
         try:
             spent = run_stage(notebook, args, files, after, keep_open, *how)
         except Stopped as stop:
-            by = f"stopped by {stop.signal.name}"  # and by nothing else: it comes first
-            note = args.out / stage / "command"
-            write_end(note, End(None, STOPPED, by, 0.0))
+            by = f"stopped by {stop.signal.name}"
+            end = End(None, STOPPED, by, stop.time)  # ranks say so too, but later
+            write_end(args.out / stage / "command", end)
             print(f"\n{stage}: {by}. To go on, {resume}", file=sys.stderr)
             return int(stop.code or 0)
         if spent.status:
@@ -226,9 +226,8 @@ def signals_as_they_were() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if (
-                handler is not None
-            ):  # one that was not set from Python cannot be put back
+            # one that was not set from Python cannot be put back
+            if handler is not None:
                 signal.signal(number, handler)
         logging.disable(logging.NOTSET)
 

@@ -4,7 +4,13 @@ from html import escape
 from textwrap import shorten
 
 from minipalm import plot
-from minipalm.evaluate.page import document, paragraph, picture, section
+from minipalm.evaluate.page import (
+    course_run,
+    document,
+    paragraph,
+    picture,
+    section,
+)
 from minipalm.plot.batch import machine_panels, phase_bars
 from minipalm.plot.training import PANELS
 from minipalm.train.progress import (
@@ -197,10 +203,10 @@ def machine(progress: Progress) -> list[str]:
 
 
 def footer(progress: Progress) -> str:
-    command = f"./course run --scale {progress.scale} --seed {progress.seed or 0}"
+    command = progress.command or course_run(progress.scale, progress.seed or 0)
     return f"""<footer>
 <h2>How to go on</h2>
-<p><code>{escape(progress.command or command)}</code></p>
+<p><code>{escape(command)}</code></p>
 <p>The command that it was begun with skips complete stages and goes on from the last
 checkpoint of the one that is not. This page shows the moment when it was made.</p>
 </footer>"""

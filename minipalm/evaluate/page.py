@@ -110,9 +110,13 @@ def header(evaluation: Evaluation) -> str:
 """
 
 
+def course_run(scale: str, seed: int) -> str:
+    """The command of a run that is none of ./course full, which notes its own."""
+    return f"./course run --scale {scale} --seed {seed}"
+
+
 def footer(evaluation: Evaluation, command: str) -> str:
-    scale, seed = evaluation["scale"], evaluation["seed"]
-    command = command or f"./course run --scale {scale} --seed {seed}"
+    command = command or course_run(evaluation["scale"], evaluation["seed"])
     found = evaluation["reward_model"]
     sizes = ""
     if found.get("parameters") and found.get("policy_parameters"):

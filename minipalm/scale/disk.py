@@ -11,7 +11,7 @@ from minipalm.config import Preset
 from minipalm.model.palm import count_parameters
 from minipalm.scale.flops import adapter_parameters
 from minipalm.scale.memory import BYTES
-from minipalm.scale.stages import checkpoint_bytes, networks
+from minipalm.scale.stages import LAST, checkpoint_bytes, networks
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class Loop:
     """One training run of a stage.
 
     Attributes:
-        checkpoint: bytes of one: weights and AdamW's two moments. The last has the
-            weights alone.
+        checkpoint: bytes of one, but for the last.
         saved: how often; each replaces the one before as soon as it is whole.
         result: bytes of what later stages read.
     """
@@ -32,7 +31,7 @@ class Loop:
     @property
     def last(self) -> float:
         """Bytes of the last checkpoint."""
-        return self.checkpoint / 3
+        return LAST * self.checkpoint
 
 
 @dataclass(frozen=True)

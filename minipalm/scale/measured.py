@@ -132,12 +132,12 @@ def comparison(results: Mapping[str, Any]) -> str:
     gpu, lines = gpu_of(results), [tuple(HEAD.split("|"))]
     for one in settings_of(results):
         gib, seconds = one.predicted(gpu)
-        again, fitted = "yes" * one.recompute, "fitted" * one.fitted
+        again, remark = "yes" * one.recompute, "fitted" * one.fitted
         what = (one.name, one.label, str(one.gpus), again)
         if one.spread > 0.15:  # more than it is held to
-            fitted = f"its steps differ by {one.spread:.0%}"
+            remark = f"its steps differ by {one.spread:.0%}"
         memory = (f"{gib:.1f}", f"{one.gib:.1f}", f"{gib / one.gib - 1:+.1%}")
-        lines.append((*what, *memory, *held(seconds, one.seconds), fitted))
+        lines.append((*what, *memory, *held(seconds, one.seconds), remark))
     for row in results.get("iterations", []):
         gib, seconds = iteration_predicted(row, gpu)
         name = "PPO, adapters" if row["lora_rank"] else "PPO, all weights"

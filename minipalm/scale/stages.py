@@ -31,6 +31,7 @@ from minipalm.scale.sharding import gather_seconds
 START = 120.0  # seconds a stage: notebook, data, the first compiled step (assumption)
 AT_ONCE = 256  # answers that `minipalm.rlhf.answers.answer` samples at a time
 FRESH = 2 * 1024  # answers of lesson 08 for the score's unit, and for its figure
+LAST = 1 / 3  # of a checkpoint's bytes has a loop's last one: no moments of AdamW
 DISK = 2e9  # bytes a second that a checkpoint is written with (assumption)
 
 
@@ -178,8 +179,8 @@ def checkpoint_bytes(config: PaLMConfig, preset: Preset, adapters: bool) -> floa
 
 
 def bytes_written(steps: int, every: int, checkpoint: float) -> float:
-    """By the checkpoints of one loop; the last is weights only, a third."""
-    return (math.ceil(steps / every) - 2 / 3) * checkpoint
+    """By the checkpoints of one loop."""
+    return (math.ceil(steps / every) - 1 + LAST) * checkpoint
 
 
 def answers_stage(preset: Preset, gpu: GPU, gpus: int) -> Stage:

@@ -24,7 +24,7 @@ def part_sizes(folder: Path) -> dict[str, int]:
 
 
 def save_parts(tensors: Tensors, folder: Path) -> None:
-    """Each process's parts into a file of its own; of what all have, one copy."""
+    """Each process's parts into files of its own; of what all have, one copy."""
     import torch.distributed.checkpoint as dcp
 
     # A file is put together in memory before it is written: many small ones, then.
@@ -33,12 +33,12 @@ def save_parts(tensors: Tensors, folder: Path) -> None:
         writer = dcp.HuggingFaceStorageWriter(
             str(folder), fqn_to_index_mapping=files, save_distributed=True
         )
-        with first_failure():
+        with _first_failure():
             dcp.save(tensors, storage_writer=writer)
 
 
 @contextmanager
-def first_failure() -> Iterator[None]:
+def _first_failure() -> Iterator[None]:
     """What went wrong on one process is raised on all, as what it was.
 
     PyTorch raises a table of tracebacks, which is not even an Exception.
@@ -72,7 +72,7 @@ def load_parts(folder: Path, prefix: str, like: Mapping[str, Any]) -> Tensors:
                 if is_sharded(target) and target.shape == one.size:
                     wanted[name] = torch.empty_like(target, dtype=dtype)
         alone = not any(map(is_sharded, wanted.values()))
-        with first_failure():
+        with _first_failure():
             dcp.load(wanted, storage_reader=reader, no_dist=alone)
     return {name[len(prefix) + 1 :]: tensor for name, tensor in wanted.items()}
 

@@ -63,9 +63,9 @@ class Training:
 
     def share(self, row: Row) -> float | None:
         """Of the ceiling, in a row's step: operations of the models, none twice."""
-        if not (self.flops and self.ceiling and row.get("seconds")):
+        if not (self.flops and self.ceiling and row.get("seconds") and "ranks" in row):
             return None
-        could = row.get("ranks", 1) * self.ceiling  # it may have gone on with others
+        could = row["ranks"] * self.ceiling  # a run may go on with more GPUs, or fewer
         return self.flops(row) / row["seconds"] / could
 
     def with_shares(self) -> list[Row]:
@@ -93,7 +93,7 @@ class Progress:
     seed: int | None
     gpu: str | None  # its name, where one is used
     ranks: int
-    command: str  # of ./course full that has begun it
+    command: str  # that has begun it last; empty if it was not ./course full
     stages: list[Stage]
 
     @property
@@ -180,9 +180,8 @@ def write_machine(
     out: Path, ranks: int, gpu: str | None = None, command: str = ""
 ) -> None:
     """Remember what a batch run runs on, and how it was begun, for `read_progress`."""
-    machine = {"ranks": ranks, "gpu": gpu, "torch": version("torch")}
-    machine["command"] = command
-    write_text(out / MACHINE, json.dumps(machine) + "\n")
+    noted = {"ranks": ranks, "gpu": gpu, "torch": version("torch"), "command": command}
+    write_text(out / MACHINE, json.dumps(noted) + "\n")
 
 
 def read_progress(out: Path) -> Progress:

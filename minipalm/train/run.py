@@ -121,7 +121,8 @@ class Run:
         generators: Generators,
     ) -> tuple[int, dict[str, Any]]:
         saved = read_state(checkpoint)
-        if saved.get("ended") and saved["step"] < steps:
+        ended = saved.get("ended", False)  # an older version did not say
+        if ended and saved["step"] < steps:
             raise ValueError(
                 f"{checkpoint}: this run has ended, with step {saved['step']}, and "
                 f"keeps weights only; it cannot go on to step {steps}. Remove the "
@@ -129,7 +130,7 @@ class Run:
             )
         for name, module in modules.items():
             load_module(module, checkpoint, name)
-        if not saved.get("ended"):
+        if not ended:
             for name, optimizer in optimizers.items():
                 load_optimizer(optimizer, checkpoint, name)
         for name, generator in generators.items():

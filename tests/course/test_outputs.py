@@ -49,6 +49,10 @@ def test_outputs_of_older_definitions_are_noticed_until_the_next_run(course, tmp
     assert outdated(built(course, solution))
     store(solution, solution)
     assert not outdated(built(course, solution))
+    course.write_text(LESSON.replace("turn(3)", "turn(4)"))
+    assert outdated(built(course, solution))  # a cell that nobody has run
+    store(solution, solution)
+    assert not outdated(built(course, solution))
 
 
 def test_only_docstrings_are_left_out():
@@ -71,7 +75,7 @@ def test_cells_that_define_nothing_of_the_package_do_not_count():
 @pytest.mark.parametrize(
     "solution", sorted((ROOT / "solutions").glob("*.ipynb")), ids=lambda path: path.stem
 )
-def test_a_committed_solution_shows_outputs_of_its_own_definitions(solution):
+def test_a_committed_solution_has_been_run_as_it_is(solution):
     assert not outdated(nbformat.read(solution, 4)), (
         f"run it again: ./course lessons --run {solution.stem}"
     )

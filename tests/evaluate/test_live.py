@@ -25,7 +25,7 @@ from minipalm.train.progress import (
 PPO = {"score": 1.0, "kl": 2.0, "length": 9.0, "unfinished": 0.1, "entropy": 2.0}
 PPO |= {"explained_variance": 0.3, "policy_loss": -0.1, "value_loss": 1.0}
 PPO |= {"clip_fraction": 0.1, "approx_kl": 0.01, "policy_grad_norm": 1.0}
-SPENT = {"seconds": 10.0, "tokens_per_second": 24_000.0, "memory": 70.0}
+SPENT = {"seconds": 10.0, "tokens_per_second": 24_000.0, "memory": 70.0, "ranks": 2}
 
 
 def log(folder, steps, **more):
@@ -241,11 +241,13 @@ def test_a_lock_is_seen_and_left_alone(tmp_path):
 def test_the_share_of_the_ceiling_is_six_operations_a_weight_and_token():
     preset = get_preset("full")
     weights = count_parameters(preset.policy)  # attention adds little
-    row = {"step": 1, "seconds": 2.0, "tokens_per_second": 10_000.0}
+    row = {"step": 1, "seconds": 2.0, "tokens_per_second": 10_000.0, "ranks": 1}
     flops = operations(preset, "06_palm/policy")
     assert flops(row) == pytest.approx(20_000 * 6 * weights, rel=0.02)
     training = Training("06_palm/policy", 9, [row], ceiling=1e15, flops=flops)
     assert training.share(row | {"ranks": 4}) == pytest.approx(training.share(row) / 4)
+    older = {name: value for name, value in row.items() if name != "ranks"}
+    assert training.share(older) is None  # it did not log them
     assert training.share(row) == pytest.approx(flops(row) / 2e15)
     adapters = operations(get_preset("full-lora"), "07_sft/policy")
     assert adapters(row) == pytest.approx(20_000 * 4 * weights, rel=0.02)

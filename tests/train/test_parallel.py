@@ -120,9 +120,9 @@ def test_sharded_bfloat16_has_float32_gradients_that_are_summed(told):
 
 
 def test_a_sharded_checkpoint_that_is_not_whole_is_refused(told, ranks_folder):
-    [folder] = (ranks_folder / "two/whole/ppo").glob("step-*")
+    [folder] = (ranks_folder / "two/begun/ppo").glob("step-*")
     files = sorted(folder.glob("shard-*"))
-    assert {name.name[6:11] for name in files} == {"00001", "00002"}
+    assert len(files) > 2 and {name.name[6:11] for name in files} == {"00001", "00002"}
     network = PaLM(NET)
     load_module(network, folder, "policy")
     for path in files:

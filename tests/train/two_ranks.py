@@ -162,6 +162,7 @@ def main(folder: Path, other: Path) -> None:
     begin(folder / "cut")
     if is_first():
         shutil.copytree(folder / "cut", folder / "left")  # for another number of us
+        shutil.copytree(folder / "cut", folder / "begun")  # stays as it is
     barrier()
     told["resumed"] = finish(folder / "cut")
     if other.exists():
