@@ -118,9 +118,10 @@ said. The shares of what PyTorch holds besides are the worst of these lines
 
 {comparison}
 
-And every training of a whole batch run, `./course full --scale {run[scale]} --gpus
-{run[gpus]}` ({run[date]}, torch {run[torch]}), a few steps each: all networks that lie
-on the first {run[gpu]}.
+And every training of a batch run ({run[date]}, torch {run[torch]}), a few steps each,
+with all networks that lie on the first {run[gpu]}:
+
+    ./course full --scale {run[scale]} --gpus {run[gpus]}
 
 {run_table}
 
